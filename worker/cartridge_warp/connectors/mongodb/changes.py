@@ -1,0 +1,148 @@
+"""The change stream of one database, cut into batches that carry their position."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Final
+
+from bson.raw_bson import RawBSONDocument
+from bson.timestamp import Timestamp
+from pymongo.asynchronous.change_stream import AsyncDatabaseChangeStream
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import OperationFailure
+
+from cartridge_warp.config import UnitSettings
+from cartridge_warp.connectors.mongodb.cutter import Cutter
+from cartridge_warp.connectors.mongodb.errors import CHANGE_STREAM_FATAL, TOO_LARGE, guard
+from cartridge_warp.connectors.mongodb.events import RAW, Translator
+from cartridge_warp.connectors.mongodb.pipeline import Features, stages
+from cartridge_warp.connectors.mongodb.position import load_token, pipeline_hash, position_time
+from cartridge_warp.connectors.mongodb.reader import Reader
+from cartridge_warp.connectors.mongodb.sizes import Sizes
+from cartridge_warp.errors import PositionLost
+from cartridge_warp.records import Batch, Position
+
+__all__ = ["Feed"]
+
+MAX_AWAIT_MS: Final = 500
+_SLIM_EVENTS: Final = 100
+_CLOSED_EARLY_PAUSE: Final = 1.0
+
+
+class Feed:
+    """Opens and follows the change stream of one unit."""
+
+    def __init__(
+        self, database: AsyncDatabase[Any], settings: UnitSettings, sizes: Sizes, note: Callable[[str], None]
+    ) -> None:
+        self._database = database.with_options(codec_options=RAW)
+        self._settings = settings
+        self._sizes = sizes
+        self._note = note
+        self._doing = f"follow the changes of database '{settings.database}'"
+        self.features = Features()
+
+    def fingerprint(self) -> str:
+        """The hash of the stages that are asked for now."""
+        return pipeline_hash(stages(self._settings, self.features))
+
+    async def check(self) -> None:
+        """Open the stream once and read nothing, to learn what the server refuses."""
+        stream = await self._open(None, slim=False)
+        await stream.close()
+
+    async def batches(self, position: Position, present: Timestamp) -> AsyncGenerator[Batch, None]:
+        """Batches behind `position`. `present` is the source's cluster time now."""
+        self._check_database(position)
+        _check_time(position, present)
+        translator = Translator(self._settings, self._note)
+        cutter = Cutter(self._settings, translator, self._sizes, self._note, position)
+        slim = False
+        while True:
+            with guard(self._doing):
+                reader = Reader(await self._open(cutter.position, slim=slim), self._settings.max_batch_bytes)
+            cutter.attach(reader, self.fingerprint(), most=_SLIM_EVENTS if slim else None)
+            try:
+                while (batch := await self._next(cutter)) is not None:
+                    yield batch
+            finally:
+                await reader.close()
+            slim = await self._after(reader, cutter, slim)
+
+    async def _next(self, cutter: Cutter) -> Batch | None:
+        with guard(self._doing):
+            return await cutter.next()
+
+    async def _after(self, reader: Reader, cutter: Cutter, slim: bool) -> bool:
+        """What to do when a stream has ended: True when the next one must not carry documents."""
+        error = reader.error
+        if error is None:
+            if cutter.fruitless and reader.done:
+                await asyncio.sleep(_CLOSED_EARLY_PAUSE)  # a server that closes streams at once: do not spin
+            return False
+        if isinstance(error, OperationFailure):
+            if error.code == TOO_LARGE and not (slim and cutter.fruitless):
+                self._note("an event is larger than a message may be: its stretch is read without documents")
+                return True
+            if self.features.give_up(error) or self._restart_by_time(error, cutter):
+                return False
+        with guard(self._doing):
+            raise error
+
+    def _restart_by_time(self, error: OperationFailure, cutter: Cutter) -> bool:
+        """The filters have changed, and the token's event does not pass them any more: its time will do.
+        Events at that very time come again, which is harmless: same version, same content."""
+        position = cutter.position
+        changed = position["token"] is not None and position["pipeline"] != self.fingerprint()
+        if error.code != CHANGE_STREAM_FATAL or not changed:
+            return False
+        self._note("the filters have changed: the change stream restarts at the time of the stored position")
+        cutter.restart_at_time()
+        return True
+
+    async def _open(self, position: Position | None, *, slim: bool) -> AsyncDatabaseChangeStream[RawBSONDocument]:
+        while True:
+            try:
+                return await self._watch(position, slim=slim)
+            except OperationFailure as exc:
+                if self.features.give_up(exc):
+                    continue
+                stale = position is not None and position["pipeline"] != self.fingerprint()
+                if exc.code != CHANGE_STREAM_FATAL or not stale or position is None or not position["token"]:
+                    raise
+                position = {**position, "token": None}
+
+    async def _watch(self, position: Position | None, *, slim: bool) -> AsyncDatabaseChangeStream[RawBSONDocument]:
+        start: dict[str, Any] = {}
+        if position is not None:
+            token = position["token"]
+            if token is None:
+                start["start_at_operation_time"] = position_time(position)
+            else:
+                # Never resumeAfter: it is refused behind an invalidate.
+                start["start_after"] = load_token(token)
+        return await self._database.watch(
+            stages(self._settings, self.features, slim=slim),
+            max_await_time_ms=MAX_AWAIT_MS,
+            show_expanded_events=True if self.features.expanded_events else None,
+            **start,
+        )
+
+    def _check_database(self, position: Position) -> None:
+        if position["database"] != self._settings.database:
+            raise PositionLost(
+                f"the stored position is of database '{position['database']}', "
+                f"but '{self._settings.database}' is to be copied"
+            )
+
+
+def _check_time(position: Position, present: Timestamp) -> None:
+    """A server that was restored, or replaced, may accept a token from its future and then skip what it does
+    until then."""
+    time = position_time(position)
+    if time > present:
+        raise PositionLost(
+            f"the stored position is {max(1, time.time - present.time)} s ahead of the source's time: "
+            "the source was restored or replaced"
+        )

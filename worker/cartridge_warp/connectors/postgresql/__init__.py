@@ -1,0 +1,5 @@
+"""The PostgreSQL destination."""
+
+from cartridge_warp.connectors.postgresql.destination import PostgreSQLDestinationConnector
+
+__all__ = ["PostgreSQLDestinationConnector"]

@@ -1,0 +1,242 @@
+"""One schema's life: connect, replicate, and after an error begin again at the stored position or give up."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+from cartridge_warp.config import SchemaConfig, UnitSettings
+from cartridge_warp.connectors.adapter import RecordSource
+from cartridge_warp.connectors.base import (
+    DestinationConnector,
+    SourceConnector,
+    SourceUnit,
+    Target,
+    TransactionalDestination,
+    UnitSource,
+)
+from cartridge_warp.connectors.record_target import RecordTarget
+from cartridge_warp.connectors.record_unit import RecordUnit
+from cartridge_warp.core.batch import IN_FLIGHT, Budget
+from cartridge_warp.core.sequential import SequentialSession
+from cartridge_warp.core.session import Session
+from cartridge_warp.errors import ConfigError, Policy, PositionLost, TargetBusy, WarpError
+from cartridge_warp.observe.events import Event, Failed, Note, Observer, State
+
+__all__ = ["SchemaProcessor"]
+
+LONGEST_WAIT = 10.0  # seconds between tries while a server is away
+STANDBY_WAIT = 2.0
+ONCE_TRIES = 5  # a single run does not wait for ever
+
+
+class SchemaProcessor:
+    """Replicates one schema between two connected connectors.
+
+    `schema_config` may be a bare `SchemaConfig`. `metrics_collector` hears every event. `metadata_manager` is
+    for a simple destination that should not hold positions itself: it has that destination's `get_marker` and
+    `update_marker`.
+    """
+
+    def __init__(
+        self, schema_config: SchemaConfig | UnitSettings, source: SourceConnector,
+        destination: DestinationConnector, metadata_manager: DestinationConnector | None = None,
+        metrics_collector: Observer | None = None, *, once: bool = False, take_over: bool = False,
+        budget: Budget | None = None,
+    ) -> None:  # fmt: skip
+        if isinstance(schema_config, SchemaConfig):
+            schema_config = UnitSettings.of(schema_config)
+        self.settings: UnitSettings = schema_config
+        self.source = source
+        self.destination = destination
+        self.metadata = metadata_manager
+        self.observer = metrics_collector or Observer()
+        self.once = once or self.settings.mode == "snapshot"
+        self.take_over = take_over
+        self.budget = budget or asyncio.Semaphore(IN_FLIGHT)
+        self.state = "stopped"
+        self.error = ""
+        self._stop = asyncio.Event()
+        self._target: Target | None = None
+        self._opened = False
+        self._session: Session | SequentialSession | None = None
+
+    def emit(self, kind: type[Event], **values: Any) -> None:
+        """Report an event of this schema."""
+        self.observer.emit(kind(database=self.settings.database, schema=self.settings.name, **values))
+
+    def get_status(self) -> dict[str, Any]:
+        """What is going on, as plain data."""
+        session = self._session
+        return {
+            "schema": self.settings.name,
+            "database": self.settings.database,
+            "target": self.settings.target,
+            "state": self.state,
+            "error": self.error,
+            "commits": session.commits if session else 0,
+            "lag_seconds": session.lag if isinstance(session, Session) else None,
+        }
+
+    async def stop(self) -> None:
+        """Ask for an orderly end: what has been read is committed, nothing more is read."""
+        self._stop.set()
+
+    async def start(self, full_resync: bool = False) -> None:
+        """Run until stopped, or done when `once`. `full_resync` copies every table again, online. Raises
+        WarpError when going on is pointless."""
+        if self.settings.mode == "batch":
+            raise ConfigError(
+                f"schema {self.settings.name}: mode batch is not available in this version; use stream or snapshot"
+            )
+        self._stop.clear()
+        final, detail = "failed", ""
+        try:
+            await self._run(full_resync)
+            final = "stopped" if self._stop.is_set() else "done"
+        except WarpError as error:
+            detail = self.error = str(error)
+            self.emit(Failed, error_type=error.code, message=detail)
+            raise
+        except asyncio.CancelledError:
+            final = "stopped"
+            raise
+        finally:
+            self._set_state(final, detail)
+            target, self._target, self._opened = self._target, None, False
+            if target is not None:
+                await target.close(final, detail)
+
+    async def _run(self, full_resync: bool) -> None:
+        self._set_state("starting")
+        attempt, resync = 0, full_resync
+        while not self._stop.is_set():
+            before = self._session.commits if self._session else 0
+            try:
+                await self._attempt(resync)
+                return
+            except* WarpError as group:
+                error = _worst(group)
+            resync = False
+            attempt = 1 if self._session is not None and self._session.commits > before else attempt + 1
+            await self._after(error, attempt)
+
+    async def _after(self, error: WarpError, attempt: int) -> None:
+        """Wait as the error asks, or raise it."""
+        if isinstance(error, TargetBusy) and not self.once:
+            self._set_state("standby", str(error))
+            await self._pause(STANDBY_WAIT)
+            return
+        if isinstance(error, PositionLost):
+            self.emit(Failed, error_type=error.code, message=str(error), attempt=attempt, retry_in=0.0)
+            self._lost = str(error)
+            return
+        if error.policy in (Policy.STOP, Policy.DEAD_LETTER) or (self.once and attempt >= ONCE_TRIES):
+            raise error
+        delay = random.uniform(0, min(LONGEST_WAIT, 0.5 * 2**attempt))  # noqa: S311 (jitter, not a secret)
+        self._set_state("retrying", str(error))
+        self.emit(Failed, error_type=error.code, message=str(error), attempt=attempt, retry_in=delay)
+        await self._pause(delay)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        except TimeoutError:
+            return
+
+    def _set_state(self, state: str, detail: str = "") -> None:
+        if state != self.state:
+            self.state = state
+            self.emit(State, state=state, detail=detail)
+
+    # -- one attempt ----------------------------------------------------------------------------------
+
+    _lost = ""
+
+    async def _attempt(self, resync: bool) -> None:
+        await self.source.connect()
+        await self.destination.connect()
+        if not isinstance(self.destination, TransactionalDestination):
+            await self._sequential()
+            return
+        unit: SourceUnit
+        if isinstance(self.source, UnitSource):
+            unit = self.source.unit(self.settings)
+        else:
+            unit = RecordUnit(self.source, self.settings, self._kind(self.source))
+        unit.observer = self.observer
+        try:
+            await self._transactional(unit, resync)
+        finally:
+            await unit.close()
+
+    def _kind(self, connector: object) -> str:
+        return getattr(getattr(connector, "config", None), "type", None) or type(connector).__name__
+
+    async def _transactional(self, unit: SourceUnit, resync: bool) -> None:
+        for warning in await unit.preflight():
+            self.emit(Note, level="warning", message=warning)
+        if self._target is None:
+            assert isinstance(self.destination, TransactionalDestination)
+            self._target = self.destination.target(self.settings)
+        target = self._target
+        if self._opened:
+            await target.resume()
+        else:
+            await target.open(await unit.identity(), take_over=self.take_over)
+            self._opened = True
+        marker = await target.marker() or await target.create_marker(await unit.now())
+        if self._lost or resync:
+            marker = await target.restart_marker(await unit.now(), self._lost or "full resync")
+            self._lost = ""
+        session = Session(self.settings, unit, target, self.observer, self.budget, stop=self._stop, once=self.once)
+        session.marker = marker
+        self._session = session
+        self._set_state("running")
+        await session.run()
+
+    async def _sequential(self) -> None:
+        source = RecordSource(self.source, self.settings, self._kind(self.source))
+        destination: Any = self.destination
+        if self.metadata is not None:
+            destination = _PositionsElsewhere(destination, self.metadata)
+        target = RecordTarget(destination, self.settings, self._kind(self.destination))
+        try:
+            for warning in await source.preflight():
+                self.emit(Note, level="warning", message=warning)
+            session = SequentialSession(
+                self.settings, source, target, self.observer, self.budget, stop=self._stop, once=self.once
+            )
+            self._session = session
+            await session.run()
+        finally:
+            await source.close()
+
+
+class _PositionsElsewhere:
+    """A simple destination whose positions another one holds."""
+
+    def __init__(self, rows: DestinationConnector, positions: DestinationConnector) -> None:
+        self._rows = rows
+        self.get_marker = positions.get_marker
+        self.update_marker = positions.update_marker
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rows, name)
+
+
+def _worst(group: BaseExceptionGroup[WarpError]) -> WarpError:
+    """Of several errors at once, the one that leaves the least to be tried."""
+    order = [Policy.STOP, Policy.RESNAPSHOT, Policy.DEAD_LETTER, Policy.BOUNDED, Policy.RETRY]
+    flat: list[WarpError] = []
+
+    def collect(error: BaseException) -> None:
+        if isinstance(error, BaseExceptionGroup):
+            for inner in error.exceptions:
+                collect(inner)
+        elif isinstance(error, WarpError):
+            flat.append(error)
+
+    collect(group)
+    return min(flat, key=lambda error: order.index(error.policy))

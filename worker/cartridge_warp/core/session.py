@@ -1,0 +1,285 @@
+"""One schema, from source to destination: the heart is `Session._commit`."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any
+
+from cartridge_warp.config import UnitSettings
+from cartridge_warp.connectors.base import SourceUnit, Target, Transaction, Written
+from cartridge_warp.core.batch import Budget, batches
+from cartridge_warp.core.evolution import evolve
+from cartridge_warp.core.snapshot import Snapshotter
+from cartridge_warp.errors import LockTimeout, RowError, WarpError
+from cartridge_warp.kernel.bson import native_key_kind
+from cartridge_warp.observe.events import (
+    Committed,
+    DeadLettered,
+    Event,
+    Failed,
+    Lag,
+    Misfit,
+    Note,
+    Observer,
+    Queue,
+    SchemaChanged,
+    State,
+)
+from cartridge_warp.records import SMALLEST_VERSION, Batch, Marker, Stamp
+
+__all__ = ["Session"]
+
+HEARTBEAT = 5.0  # seconds; a worker counts as dead after 20
+QUIET_MARKER = 10.0  # seconds between stored positions while nothing changes
+DDL_RETRY = 10.0  # seconds until a blocked DDL is tried again
+
+
+class Session:
+    """One connected stretch of replication: from the stored position until an error, a stop, or the end."""
+
+    def __init__(
+        self, settings: UnitSettings, source: SourceUnit, target: Target, observer: Observer, budget: Budget,
+        *, stop: asyncio.Event, once: bool,
+    ) -> None:  # fmt: skip
+        self.settings = settings
+        self.source = source
+        self.target = target
+        self.observer = observer
+        self.budget = budget
+        self.stop = stop
+        self.once = once
+        self.marker = Marker({}, 0)
+        self.snapshotter = Snapshotter(self)
+        self.commits = 0
+        self.lag = 0.0
+        self._goal: Stamp | None = None
+        self._blocked: dict[str, float] = {}
+        self._rekeying: set[str] = set()
+        self._stored = 0.0
+        self._source_time: datetime | None = None
+        self._ahead = 0.0  # how far the source's clock is ahead of ours, seconds
+        self._state = "starting"
+
+    # -- what listeners hear --------------------------------------------------------------------------
+
+    def emit(self, kind: type[Event], **values: Any) -> None:
+        """Report an event of this schema."""
+        self.observer.emit(kind(database=self.settings.database, schema=self.settings.name, **values))
+
+    def set_state(self, state: str, detail: str = "") -> None:
+        """Report a change of the unit's state."""
+        if state != self._state:
+            self._state = state
+            self.emit(State, state=state, detail=detail)
+
+    def report(self, written: Written) -> None:
+        """Report what a transaction had to put aside."""
+        for (table, class_), count in written.dead.items():
+            self.emit(DeadLettered, table=table, error_class=class_, count=count)
+        for (table, column), (count, first) in written.misfits.items():
+            self.emit(Misfit, table=table, column=column, count=count, first=first)
+        for table in written.rekey:
+            self._rekeying.add(table)
+
+    def parallel(self, table: str) -> int:
+        """How many chunks of a table are read at once: never all of the permits, the stream needs some."""
+        return max(1, min(self.settings.table(table).max_parallel_streams, 3))
+
+    async def backoff(self, error: WarpError, table: str, attempt: int = 1) -> None:
+        """Wait before the next try of what a lock has stopped."""
+        handling = self.settings.error_handling
+        limit = min(handling.max_backoff_seconds, handling.backoff_factor**attempt)
+        delay = random.uniform(0, limit)  # noqa: S311 (jitter, not a secret)
+        self.emit(Failed, table=table, error_type=error.code, message=str(error), attempt=attempt, retry_in=delay)
+        await asyncio.sleep(delay)
+
+    # -- the session ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Replicate until `stop`, or until everything is copied and caught up when `once`."""
+        await self._calibrate()
+        await self.snapshotter.plan()
+        states = await self.target.tables()
+        self._rekeying |= {name for name, state in states.items() if state.dead_letters}
+        async with asyncio.TaskGroup() as group:
+            helpers = [group.create_task(task) for task in (self._beat(), self._copy(), self._rekey())]
+            try:
+                await self._stream()
+            finally:
+                for task in helpers:
+                    task.cancel()
+
+    async def _stream(self) -> None:
+        async with aclosing(batches(self.source, self.marker, self.budget, self.target.prepare, self.stop)) as stream:
+            async for batch in stream:
+                try:
+                    done = await self._take(batch)
+                finally:
+                    self.budget.release()
+                if done:
+                    return
+
+    async def _take(self, batch: Batch) -> bool:
+        """Commit a batch, unless it is nothing but a fresher position and the last one is fresh enough;
+        True when a single run has reached its end."""
+        reached = self._goal is not None and self.source.passed(batch.marker.position, self._goal)
+        empty = not batch.tables and batch.barrier is None
+        if not empty or reached or time.monotonic() - self._stored >= QUIET_MARKER:
+            await self._commit(batch)
+        if empty:
+            self._source_time, self.lag = None, 0.0
+        else:
+            self._source_time = batch.marker.source_time
+        if self.once and self._goal is None and self.snapshotter.idle.is_set():
+            self._goal = await self.source.moment()
+            reached = self.source.passed(batch.marker.position, self._goal)
+        return self.once and reached and self.snapshotter.idle.is_set()
+
+    # -- the heart ------------------------------------------------------------------------------------
+
+    async def _commit(self, batch: Batch) -> None:
+        """Write a batch; a lock is waited for, a refused row is isolated; every other error ends the session,
+        which begins again at the stored position."""
+        started, attempt, careful = time.monotonic(), 0, False
+        while True:
+            try:
+                written = await self._write(batch, careful=careful)
+                break
+            except RowError:
+                if careful:
+                    raise
+                careful = True
+            except LockTimeout as error:
+                attempt += 1
+                await self.backoff(error, "*", attempt)
+        self.commits += 1
+        self._stored = time.monotonic()
+        self._committed(batch, written, time.monotonic() - started)
+
+    async def _write(self, batch: Batch, *, careful: bool) -> Written:
+        samples = await self._sample(batch)
+        tables = await self._tables(batch)
+        async with self.target.transaction(tables) as t:  # the fence, then the locks in order
+            for name in batch.tables.keys() - t.states.keys():
+                await t.register(name, snapshot=self.settings.table(name).full_load_enabled, reason="new")
+            if batch.barrier is not None:
+                await t.void(batch.barrier, batch.barrier.version + self.marker.version_offset)
+            else:
+                await self._evolve(t, batch, samples)
+                await t.write(batch, careful=careful)
+            await t.save_marker(batch.marker, _newest(batch))  # compare-and-set, last
+        return t.written
+
+    async def evolve(self, batch: Batch) -> None:
+        """Give a page of a snapshot the columns that it needs, in a transaction of its own."""
+        samples = await self._sample(batch)
+        async with self.target.transaction(sorted(batch.tables)) as t:
+            await self._evolve(t, batch, samples)
+        self._schema_changed(t.written)
+
+    async def _evolve(self, t: Transaction, batch: Batch, samples: dict[str, set[str]]) -> None:
+        observed = await t.observe(batch)
+        for name, kinds in samples.items():
+            observed[name].keys.update(kinds)
+        now = time.monotonic()
+        open_ = {name: seen for name, seen in observed.items() if self._blocked.get(name, 0.0) <= now}
+        fields = {name: table.key_field for name, table in batch.tables.items()}
+        changes = evolve(t.states, open_, self.settings, key_fields=fields)
+        if any(change.change == "add_table" for change in changes):  # the names that are taken matter only now
+            changes = evolve(t.states, open_, self.settings, relations=await t.relations(), key_fields=fields)
+        await t.evolve(changes)
+        for name in t.written.blocked:
+            self._blocked[name] = now + DDL_RETRY
+            self.emit(
+                Note, table=name, level="warning",
+                message=f"a lock on {name} keeps new columns out; their values go to _warp_extra until it ends",
+            )  # fmt: skip
+        t.written.changes = [change for change in changes if change.plan.table not in t.written.blocked]
+
+    async def _sample(self, batch: Batch) -> dict[str, set[str]]:
+        """The kinds of the first and last key of tables without a plan: a mixed key is seen at the start."""
+        samples = {}
+        for name, table in batch.tables.items():
+            if self.target.plan(name) is None and table.key_field is not None:
+                samples[name] = {native_key_kind(key).value for key in await self.source.key_sample(name)}
+        return samples
+
+    async def _tables(self, batch: Batch) -> list[str]:
+        if batch.barrier is None:
+            return sorted(batch.tables)
+        known = await self.target.tables()
+        return sorted(known if batch.barrier.tables is None else known.keys() & set(batch.barrier.tables))
+
+    def _schema_changed(self, written: Written) -> None:
+        for change in written.changes:
+            self.emit(
+                SchemaChanged, table=change.plan.table, change_type=change.change,
+                detail=f"{change.plan.relation}: {', '.join(change.columns)}",
+            )  # fmt: skip
+
+    def _committed(self, batch: Batch, written: Written, seconds: float) -> None:
+        self.report(written)
+        self._schema_changed(written)
+        if written.registered or batch.barrier is not None:
+            self.snapshotter.wake()
+        self.emit(
+            Committed, operations=written.operations, events=batch.marker.events, bytes=batch.bytes,
+            seconds=seconds, refused=written.refused, batch=uuid.uuid4().hex[:12],
+            source_time=batch.marker.source_time,
+        )  # fmt: skip
+
+    # -- beside the stream ----------------------------------------------------------------------------
+
+    async def _copy(self) -> None:
+        await self.snapshotter.run()
+
+    async def _rekey(self) -> None:
+        """Move tables whose keys turned out to be of several types to the hashed key."""
+        while True:
+            for table in sorted(self._rekeying):
+                try:
+                    replayed = await self.target.rekey(table)
+                except LockTimeout as error:
+                    await self.backoff(error, table)
+                    continue
+                self._rekeying.discard(table)
+                if replayed:
+                    self.emit(SchemaChanged, table=table, change_type="key_type", detail=f"{replayed} replayed")
+            await asyncio.sleep(0.2)
+
+    async def _beat(self) -> None:
+        """Heartbeat, lag and headroom. A heartbeat also notices a take-over while nothing is written."""
+        beats = 0
+        while True:
+            if beats % 10 == 0:
+                await self._calibrate()
+            if self._source_time is not None:
+                age = datetime.now(UTC) - self._source_time
+                self.lag = max(0.0, age.total_seconds() + self._ahead)
+            state = "streaming" if self.snapshotter.idle.is_set() else "snapshotting"
+            self.set_state(state)
+            await self.target.heartbeat(state, lag_seconds=self.lag)
+            headroom = (
+                await self.source.headroom_seconds(await self.target.marker() or self.marker)
+                if beats % 10 == 0
+                else None
+            )
+            self.emit(Lag, lag_seconds=self.lag, oplog_headroom_seconds=headroom,
+                      token_age_seconds=time.monotonic() - self._stored if self._stored else None)  # fmt: skip
+            self.emit(Queue, size=0)
+            beats += 1
+            await asyncio.sleep(HEARTBEAT if beats > 1 else 1.0)
+
+    async def _calibrate(self) -> None:
+        now = await self.source.moment()
+        self._ahead = (now.time - datetime.now(UTC)).total_seconds()
+
+
+def _newest(batch: Batch) -> int:
+    versions = [change.version for table in batch.tables.values() for change in table.changes]
+    return max(versions, default=SMALLEST_VERSION)
