@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from cartridge_warp.cli import demo_servers
+from cartridge_warp.cli import demo_servers, demo_stage
 from cartridge_warp.cli.demo import demo
 from cartridge_warp.cli.demo_check import Difference, TableCheck
 from cartridge_warp.cli.demo_manifest import Manifest
 from cartridge_warp.cli.demo_screen import Screen
-from cartridge_warp.cli.demo_stage import Summary
-from cartridge_warp.config import WarpConfig, load_config
-from cartridge_warp.errors import ConfigError
+from cartridge_warp.cli.demo_servers import Worker
+from cartridge_warp.cli.demo_stage import Stage, Summary
+from cartridge_warp.config import SchemaConfig, UnitSettings, WarpConfig, load_config
+from cartridge_warp.errors import ConfigError, WarpError
 
 ROOT = Path(__file__).parent.parent
 MANIFEST = ROOT / "manifests" / "examples" / "warppipeline.yaml"
-DATA = ROOT / "examples" / "data"
+DATA = Path("/tmp/data2")
 SCHEMA = "apiVersion: warp.cartridge.io/v1alpha1\nkind: WarpSchema\nmetadata: {name: shop}\n"
 
 
@@ -176,3 +185,158 @@ def test_a_used_folder_is_not_overwritten(tmp_path):
     assert isinstance(result.exception, ConfigError)
     assert "is not empty" in str(result.exception)
     assert (tmp_path / "mine").read_text() == "precious"
+
+
+# -- all of it, with the real worker -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(monkeypatch):
+    """A folder for the demo's temporary files, which must be empty again at the end."""
+    path = Path(tempfile.mkdtemp(prefix="warp-demo-"))
+    path.chmod(0o711)
+    monkeypatch.setenv("TMPDIR", str(path))
+    yield path
+    left = list(path.iterdir())
+    shutil.rmtree(path, ignore_errors=True)
+    assert left == []
+
+
+def start_demo(*options: str) -> subprocess.Popen[str]:
+    program = "import sys; from cartridge_warp.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "demo", "--manifest", MANIFEST, "--data", DATA, *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(stream, text: str) -> None:
+    """Read until `text` appears in a line."""
+    for line in stream:
+        if text in line:
+            return
+    raise AssertionError(f"{text!r} never appeared")
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    found = psutil.Process(process.pid).children(recursive=True)
+    assert len(found) >= 3  # both servers and the worker
+    return found
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    deadline = time.monotonic() + 10
+    while (left := [each for each in processes if alive(each)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_one_round_ends_equal(place):
+    """Copy, changes, kill -9, restart, changes: every document equals its row; only JSON on standard output."""
+    process = start_demo("--once", "--json")
+    out, err = process.communicate(timeout=120)
+    summary = json.loads(out)
+    assert process.returncode == 0, err
+    assert summary["equal"] is True
+    assert summary["differences"] == []
+    assert summary["kills"] == 1
+    assert summary["changes"] > 400
+    assert {(each["schema"], each["table"]) for each in summary["tables"]} == {
+        tuple(path.stem.split(".")) for path in DATA.glob("*.jsonl")
+    }
+    assert all(each["equal"] and each["rows"] > 80 for each in summary["tables"])
+    assert "kill -9" in err
+    assert "\x1b" not in out + err
+
+
+@pytest.mark.parametrize(("which", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_the_endless_demo_ends_cleanly(place, which, code):
+    """Ctrl-C and SIGTERM end the demo, its servers and its worker, and remove its files."""
+    process = start_demo()
+    wait_for(process.stdout, "reviewed_at")
+    children = family(process)
+    process.send_signal(which)
+    process.send_signal(which)  # impatience changes nothing
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert "stopped" in out
+    assert_gone(children)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tie a child's life to its parent's")
+def test_a_killed_demo_leaves_no_process():
+    """kill -9 of the demo itself takes servers and worker with it."""
+    process = start_demo()
+    wait_for(process.stdout, "reviewed_at")
+    children = family(process)
+    folder = Path(psutil.Process(children[0].pid).cwd())
+    process.kill()
+    process.communicate(timeout=30)
+    try:
+        assert_gone(children)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_kept_files_hold_no_secret(place):
+    """--keep leaves data, logs and the worker's configuration; the password stands in none of the latter."""
+    kept = place / "kept"
+    process = start_demo("--once", "--keep", str(kept))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    secret = re.search(r"postgresql://warp:([^@]+)@", out).group(1)
+    text = (kept / "worker.log").read_text() + (kept / "worker.yaml").read_text()
+    assert '"event": "streaming"' in text
+    assert secret not in text
+    assert (kept / "postgresql" / "PG_VERSION").exists()
+    shutil.rmtree(kept)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts PostgreSQL as another account")
+def test_a_folder_that_postgresql_cannot_reach_is_refused(tmp_path):
+    """As root below a closed folder: one sentence before anything starts."""
+    tmp_path.chmod(0o700)
+    result = CliRunner().invoke(
+        demo, ["--manifest", str(MANIFEST), "--data", str(DATA), "--keep", str(tmp_path / "kept")]
+    )
+    assert isinstance(result.exception, ConfigError)
+    assert "lets no other account pass" in str(result.exception)
+
+
+# -- what can go wrong -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def stage(mongo, postgres, tmp_path):
+    """A stage on the shared servers, with a worker that is told what to do by its program."""
+    mongo.db.things.insert_many([{"_id": n} for n in range(3)])
+    worker = Worker(tmp_path, tmp_path / "worker.yaml", {})
+    worker.program = "import time; time.sleep(60)"
+    unit = UnitSettings.of(SchemaConfig(name=mongo.name))
+    out = io.StringIO()
+    async with Stage.open(Screen(Console(file=out, width=80)), mongo.uri, postgres, [unit], worker) as stage:
+        yield stage, worker, out
+    await worker.kill()
+
+
+async def test_a_worker_that_ends_by_itself_is_reported(stage):
+    """The demo does not wait for a worker that has ended: it says what the worker said last, masked."""
+    stage, worker, _ = stage
+    worker.program = "import sys; sys.exit('no way to postgresql://warp:hunter2@host/db')"
+    with pytest.raises(WarpError, match=r"the worker ended by itself: no way to postgresql://warp:\*\*\*@host"):
+        await stage.copy()
+
+
+async def test_what_never_settles_is_reported_as_it_is(stage, monkeypatch):
+    """After the deadline the demo shows the differences instead of waiting for ever."""
+    stage, _, out = stage
+    monkeypatch.setattr(demo_stage, "_SETTLE_SECONDS", 0.3)
+    with pytest.raises(WarpError, match="first copy is not equal"):
+        await stage.copy()
+    assert "no row for this document" in out.getvalue()
+    assert "1 of 1 tables differ" in out.getvalue()

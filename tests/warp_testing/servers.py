@@ -46,7 +46,8 @@ class MongoServer:
         log = (self.storage.parent / f"{self.storage.name}.log").open("ab")
         self.process = subprocess.Popen(
             [SECANTUS, "--host", self.host, "--port", str(self.port), "--storage-path", str(self.storage),
-             "--log-level", "ERROR", *self.options],
+             "--log-level", "ERROR",
+             "--noop-heartbeat-seconds", "1", *self.options],
             # Measuring the coverage of a server that is not ours would only slow it down.
             env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")},
             stdout=log, stderr=log, start_new_session=True,

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -50,7 +49,7 @@ class Options:
 @click.option("--once", is_flag=True, help="One round: copy, changes, kill -9, restart, changes, comparison.")
 @click.option("--json", "as_json", is_flag=True, help="With --once: only a JSON summary on standard output.")
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="New folder for data and logs.")
-def demo(manifest: Path, data: Path, once: bool, as_json: bool, keep: Path | None) -> None:
+def demo(manifest: Path, data: Path, once: bool, as_json: bool, keep: Path | None) -> int:
     """Watch sample collections arrive in PostgreSQL and stay equal while they change.
 
     Starts a MongoDB-protocol server and a PostgreSQL of its own, loads the sample documents, runs the
@@ -61,7 +60,7 @@ def demo(manifest: Path, data: Path, once: bool, as_json: bool, keep: Path | Non
         raise click.UsageError("--json needs --once")
     options = Options(manifest, data, once, as_json, keep)
     screen = Screen(Console(stderr=as_json), live=not as_json)
-    sys.exit(asyncio.run(_until_stopped(_perform(options, screen), screen, once=once)))
+    return asyncio.run(_until_stopped(_perform(options, screen), screen, once=once))
 
 
 async def _until_stopped(work: Coroutine[Any, Any, int], screen: Screen, *, once: bool) -> int:
@@ -81,7 +80,7 @@ async def _until_stopped(work: Coroutine[Any, Any, int], screen: Screen, *, once
     except asyncio.CancelledError:
         if not received:
             raise
-        screen.line("stopped; servers and worker are gone")
+        screen.line("\nstopped; servers and worker are gone")
         # Ctrl-C is how the endless demo is meant to end
         return 0 if received[0] is signal.SIGINT and not once else 128 + received[0]
 
@@ -130,8 +129,8 @@ def _introduce(
         {
             "pipeline": f"{manifest.path} (schemas {schemas})",
             "documents": f"{loaded.documents:,} loaded",
-            "psql": f"{postgres.psql} '{postgres.uri}'",
-            "mongosh": f"mongosh '{mongo.uri}'",
+            "PostgreSQL": f"{postgres.psql} '{postgres.uri}'",
+            "MongoDB": f"mongosh '{mongo.uri}'",
         }
     )
     if loaded.left_out:
@@ -149,10 +148,21 @@ def _folder(keep: Path | None) -> Iterator[Path]:
             raise ConfigError(f"{keep} is not empty: name a new folder with --keep")
         keep.mkdir(parents=True, exist_ok=True)
         folder = keep.resolve()
-    if os.geteuid() == 0:
-        folder.chmod(0o711)  # PostgreSQL runs as another account then, and must pass
     try:
+        if os.geteuid() == 0:
+            _open_to_others(folder)
         yield folder
     finally:
         if keep is None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open_to_others(folder: Path) -> None:
+    """PostgreSQL does not run as root, and the account that runs it instead must be able to pass."""
+    folder.chmod(0o711)
+    for parent in folder.parents:
+        if not parent.stat().st_mode & 0o001:
+            raise ConfigError(
+                f"PostgreSQL does not run as root, and {parent} lets no other account pass: name another folder"
+                " with --keep"
+            )

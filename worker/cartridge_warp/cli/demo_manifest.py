@@ -56,8 +56,8 @@ class Manifest:
         return cls(path, config, units)
 
     def write_config(self, folder: Path) -> Path:
-        """The worker's configuration as a file, without the URIs."""
-        settings = self.config.masked()
+        """The worker's configuration as a file: what the manifest sets, without the URIs."""
+        settings = self.config.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
         for end in ("source", "destination"):
             kept = {name: value for name, value in settings.get(end, {}).items() if not _of_the_server(name)}
             settings[end] = kept

@@ -15,6 +15,7 @@ from cartridge_warp.cli.demo_check import TableCheck
 
 __all__ = ["Screen", "board"]
 
+_MOST_DIFFERENCES = 10
 _PLAIN_EVERY = 5.0  # seconds between two lines where there is no terminal
 
 
@@ -44,11 +45,11 @@ class Screen:
     def tables(self, results: Sequence[TableCheck]) -> None:
         """Every table with what the full comparison found, and the first differences."""
         self.console.print(board(results, checked=True))
-        for result in results:
-            for each in result.differences:
-                self.line(f"\n  {result.schema}.{result.table} {each.key}: {each.what}", style="red")
-                if each.source or each.destination:
-                    self.pairs({"  document": each.source, "  row": each.destination})
+        found = [(result, each) for result in results for each in result.differences]
+        for result, each in found[:_MOST_DIFFERENCES]:
+            self.line(f"\n  {result.schema}.{result.table} {each.key}: {each.what}", style="red")
+            if each.source or each.destination:
+                self.pairs({"  document": each.source, "  row": each.destination})
 
     @contextmanager
     def running(self) -> Iterator[Running]:

@@ -137,7 +137,8 @@ class MongoServer(Child):
             self.port = _free_port()
             await self.spawn(
                 [sys.executable, "-m", "secantus", "--config", settings, "--host", "127.0.0.1",
-                 "--port", str(self.port), "--storage-path", self.folder / "mongodb", "--log-level", "ERROR"]
+                 "--port", str(self.port), "--storage-path", self.folder / "mongodb", "--log-level", "ERROR",
+                 "--noop-heartbeat-seconds", "1"]
             )  # fmt: skip
             if await self.wait_until(self._listens):
                 return
@@ -272,6 +273,7 @@ class Worker(Child):
     """`cartridge-warp run --config FILE`, with the URIs in the environment."""
 
     name = "worker"
+    program = "import sys; from cartridge_warp.cli.main import main; sys.exit(main())"
 
     def __init__(self, folder: Path, config: Path, settings: Mapping[str, str]) -> None:
         super().__init__(folder)
@@ -282,5 +284,4 @@ class Worker(Child):
 
     async def start(self) -> None:
         """Start it; it is ready when it is, nothing waits for that here."""
-        program = "import sys; from cartridge_warp.cli.main import main; sys.exit(main())"
-        await self.spawn([sys.executable, "-c", program, "run", "--config", self.config], env=self.environment)
+        await self.spawn([sys.executable, "-c", self.program, "run", "--config", self.config], env=self.environment)

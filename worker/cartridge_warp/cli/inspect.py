@@ -21,6 +21,7 @@ from cartridge_warp.connectors.base import (
     TransactionalDestination,
     UnitSource,
 )
+from cartridge_warp.connectors.record_unit import RecordUnit
 from cartridge_warp.connectors.registry import ConnectorFactory
 from cartridge_warp.errors import ConfigError, TargetBusy, WarpError
 from cartridge_warp.observe.logs import configure, mask_all
@@ -99,31 +100,33 @@ async def _init(config: WarpConfig) -> None:
     source, destination = await _connectors(config)
     async with _connected(source), _connected(destination):
         for unit in config.units():
-            for line in await _prepare(unit, source, destination):
+            for line in await _prepare(unit, source, destination, config):
                 click.echo(line)
 
 
-async def _prepare(unit: UnitSettings, source: SourceConnector, destination: DestinationConnector) -> list[str]:
+async def _prepare(
+    unit: UnitSettings, source: SourceConnector, destination: DestinationConnector, config: WarpConfig
+) -> list[str]:
     """Make one schema ready; returns what to tell about it."""
-    if not isinstance(source, UnitSource):
-        if not unit.dry_run:
-            await destination.create_schema_if_not_exists(unit.target)
-        return [f"{unit.name}: source answers, target schema {unit.target} is ready"]
-    reader = source.unit(unit)
+    kind = config.source.type
+    reader = source.unit(unit) if isinstance(source, UnitSource) else RecordUnit(source, unit, kind)
     try:
         told = [f"{unit.name}: warning: {warning}" for warning in await reader.preflight()]
         identity = await reader.identity()
     finally:
         await reader.close()
     if unit.dry_run:
-        return [*told, f"{unit.name}: source is ready; dry run: nothing was created"]
-    await destination.create_schema_if_not_exists(unit.target)
-    if isinstance(destination, TransactionalDestination):
-        target = destination.target(unit)
-        try:
-            await target.open(identity)
-        except TargetBusy:
-            return [*told, f"{unit.name}: a worker is running on target schema {unit.target}; it is ready"]
-        finally:
-            await target.close("stopped", "initialised")
-    return [*told, f"{unit.name}: source, target schema {unit.target} and {unit.metadata_schema} are ready"]
+        return [*told, f"{unit.name}: the source is ready; dry run: nothing was created"]
+    if not isinstance(destination, TransactionalDestination):
+        await destination.create_schema_if_not_exists(unit.target)
+        return [*told, f"{unit.name}: the source and target schema {unit.target} are ready"]
+    target = destination.target(unit)
+    try:
+        await target.open(identity)
+        await target.heartbeat("stopped", "initialised")
+    except TargetBusy as error:
+        return [*told, f"{unit.name}: ready and in use: {error}"]
+    finally:
+        await target.close("stopped", "initialised")
+    created = f"target schema {unit.target} and metadata schema {unit.metadata_schema}"
+    return [*told, f"{unit.name}: the source, {created} are ready"]

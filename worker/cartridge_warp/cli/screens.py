@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -17,6 +17,7 @@ from cartridge_warp.errors import mask
 __all__ = ["status_screen"]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SHORT = 14
 _STYLES = {"complete": "green", "streaming": "green", "done": "green", "failed": "red", "stopped": "yellow"}
 
 
@@ -72,11 +73,21 @@ def _is_entries(value: object) -> bool:
 
 def _entries(entries: Sequence[Mapping[str, Any]]) -> Table:
     names = list(dict.fromkeys(key for entry in entries for key in entry))
-    names = [name for name in names if any(entry.get(name) not in (None, "") for entry in entries)]
+    # What holds nothing, or repeats the first column, only takes the room of what matters.
+    names = [
+        name
+        for name in names
+        if any(entry.get(name) not in (None, "", 0) for entry in entries)
+        and (name == names[0] or any(entry.get(name) != entry.get(names[0]) for entry in entries))
+    ]
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for name in names:
-        numbers = all(isinstance(entry.get(name), int | float | None) for entry in entries)
-        table.add_column(_words(name), justify="right" if numbers else "left", overflow="fold")
+        values = [entry.get(name) for entry in entries]
+        numbers = all(isinstance(value, int | float | None) for value in values)
+        short = max(len(_show(value)) for value in values) <= _SHORT
+        table.add_column(
+            _words(name), justify="right" if numbers else "left", overflow="fold", no_wrap=numbers or short
+        )
     for entry in entries:
         row = [_show(entry.get(name)) for name in names]
         table.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in row))
@@ -97,7 +108,17 @@ def _show(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.3f}".rstrip("0").rstrip(".")
     if isinstance(value, datetime):
-        return value.isoformat(sep=" ", timespec="seconds")
+        return _ago(value)
     if isinstance(value, list | tuple):
         return ", ".join(_show(each) for each in value)
     return _CONTROL.sub("?", mask(str(value)))
+
+
+def _ago(at: datetime) -> str:
+    """How long ago; a moment ahead, from a clock that is ahead, is now."""
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    seconds = max(0, int((datetime.now(UTC) - at).total_seconds()))
+    for length, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit} ago"
+    return f"{seconds} s ago"

@@ -8,7 +8,7 @@ structure and position in one transaction). The core takes the full one where bo
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -211,12 +211,12 @@ class BatchSource(Protocol):
     async def identity(self) -> SourceIdentity:
         """Which source this is."""
 
-    def batches(self, marker: Marker) -> AsyncIterator[Batch]:
+    def batches(self, marker: Marker) -> AsyncGenerator[Batch, None]:
         """Endless batches after the marker's position, with versions in the source's own order (no offset).
 
         Ends a batch when a table reaches its threshold, at the byte bound, at a barrier, or as soon as
-        nothing more is ready; never inside a source transaction that fits the bounds. Yields an empty batch
-        now and then so that the position of a quiet source keeps moving. Raises `PositionLost`,
+        nothing more is ready; never inside a source transaction that fits the bounds. While the source is
+        quiet an empty batch about once a second says so, with the present position. Raises `PositionLost`,
         `Unavailable` or `SourceRefused`; nothing is retried inside."""
 
     async def complete(self, batch: Batch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 
 from cartridge_warp.connectors.base import BatchSource
 from cartridge_warp.kernel.bson import identity
@@ -86,16 +87,17 @@ async def _read(
     ready: asyncio.Queue[Batch],
     arrived: asyncio.Event,
 ) -> None:
-    async for batch in source.batches(marker):
-        await budget.acquire()
-        handed_over = False
-        try:
-            compact(batch, marker.version_offset)
-            await source.complete(batch)
-            await prepare(batch)
-            await ready.put(batch)
-            handed_over = True
-            arrived.set()
-        finally:
-            if not handed_over:
-                budget.release()
+    async with aclosing(source.batches(marker)) as stream:
+        async for batch in stream:
+            await budget.acquire()
+            handed_over = False
+            try:
+                compact(batch, marker.version_offset)
+                await source.complete(batch)
+                await prepare(batch)
+                await ready.put(batch)
+                handed_over = True
+                arrived.set()
+            finally:
+                if not handed_over:
+                    budget.release()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
+from typing import Any, TypeVar
 
 from cartridge_warp.config import SchemaConfig, UnitSettings
 from cartridge_warp.connectors.adapter import RecordSource
@@ -25,6 +25,8 @@ from cartridge_warp.errors import ConfigError, Policy, PositionLost, TargetBusy,
 from cartridge_warp.observe.events import Event, Failed, Note, Observer, State
 
 __all__ = ["SchemaProcessor"]
+
+Adapter = TypeVar("Adapter", bound=RecordSource)
 
 LONGEST_WAIT = 10.0  # seconds between tries while a server is away
 STANDBY_WAIT = 2.0
@@ -60,6 +62,8 @@ class SchemaProcessor:
         self._stop = asyncio.Event()
         self._target: Target | None = None
         self._opened = False
+        self._lost = ""  # why everything must be copied again
+        self._records: RecordSource | None = None
         self._session: Session | SequentialSession | None = None
 
     def emit(self, kind: type[Event], **values: Any) -> None:
@@ -90,10 +94,12 @@ class SchemaProcessor:
             raise ConfigError(
                 f"schema {self.settings.name}: mode batch is not available in this version; use stream or snapshot"
             )
+        if full_resync:
+            self._lost = "full resync"
         self._stop.clear()
         final, detail = "failed", ""
         try:
-            await self._run(full_resync)
+            await self._run()
             final = "stopped" if self._stop.is_set() else "done"
         except WarpError as error:
             detail = self.error = str(error)
@@ -107,18 +113,19 @@ class SchemaProcessor:
             target, self._target, self._opened = self._target, None, False
             if target is not None:
                 await target.close(final, detail)
+            if self._records is not None:
+                await self._records.close()
 
-    async def _run(self, full_resync: bool) -> None:
+    async def _run(self) -> None:
         self._set_state("starting")
-        attempt, resync = 0, full_resync
+        attempt = 0
         while not self._stop.is_set():
             before = self._session.commits if self._session else 0
             try:
-                await self._attempt(resync)
+                await self._attempt()
                 return
             except* WarpError as group:
                 error = _worst(group)
-            resync = False
             attempt = 1 if self._session is not None and self._session.commits > before else attempt + 1
             await self._after(error, attempt)
 
@@ -152,9 +159,7 @@ class SchemaProcessor:
 
     # -- one attempt ----------------------------------------------------------------------------------
 
-    _lost = ""
-
-    async def _attempt(self, resync: bool) -> None:
+    async def _attempt(self) -> None:
         await self.source.connect()
         await self.destination.connect()
         if not isinstance(self.destination, TransactionalDestination):
@@ -164,17 +169,14 @@ class SchemaProcessor:
         if isinstance(self.source, UnitSource):
             unit = self.source.unit(self.settings)
         else:
-            unit = RecordUnit(self.source, self.settings, self._kind(self.source))
+            unit = self._record_source(RecordUnit)
         unit.observer = self.observer
-        try:
-            await self._transactional(unit, resync)
-        finally:
-            await unit.close()
+        await self._transactional(unit)
 
     def _kind(self, connector: object) -> str:
         return getattr(getattr(connector, "config", None), "type", None) or type(connector).__name__
 
-    async def _transactional(self, unit: SourceUnit, resync: bool) -> None:
+    async def _transactional(self, unit: SourceUnit) -> None:
         for warning in await unit.preflight():
             self.emit(Note, level="warning", message=warning)
         if self._target is None:
@@ -187,8 +189,8 @@ class SchemaProcessor:
             await target.open(await unit.identity(), take_over=self.take_over)
             self._opened = True
         marker = await target.marker() or await target.create_marker(await unit.now())
-        if self._lost or resync:
-            marker = await target.restart_marker(await unit.now(), self._lost or "full resync")
+        if self._lost:
+            marker = await target.restart_marker(await unit.now(), self._lost)
             self._lost = ""
         session = Session(self.settings, unit, target, self.observer, self.budget, stop=self._stop, once=self.once)
         session.marker = marker
@@ -197,21 +199,29 @@ class SchemaProcessor:
         await session.run()
 
     async def _sequential(self) -> None:
-        source = RecordSource(self.source, self.settings, self._kind(self.source))
+        source = self._record_source(RecordSource)
         destination: Any = self.destination
         if self.metadata is not None:
             destination = _PositionsElsewhere(destination, self.metadata)
         target = RecordTarget(destination, self.settings, self._kind(self.destination))
+        for warning in await source.preflight():
+            self.emit(Note, level="warning", message=warning)
+        session = SequentialSession(
+            self.settings, source, target, self.observer, self.budget, stop=self._stop, once=self.once,
+            again=bool(self._lost),
+        )  # fmt: skip
+        self._session = session
         try:
-            for warning in await source.preflight():
-                self.emit(Note, level="warning", message=warning)
-            session = SequentialSession(
-                self.settings, source, target, self.observer, self.budget, stop=self._stop, once=self.once
-            )
-            self._session = session
             await session.run()
         finally:
-            await source.close()
+            if not session.again:
+                self._lost = ""
+
+    def _record_source(self, kind: type[Adapter]) -> Adapter:
+        """One adapter for the processor's life: it may hold a position that the source cannot name."""
+        if not isinstance(self._records, kind):
+            self._records = kind(self.source, self.settings, self._kind(self.source))
+        return self._records
 
 
 class _PositionsElsewhere:

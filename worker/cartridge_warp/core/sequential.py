@@ -36,7 +36,7 @@ class SequentialSession:
 
     def __init__(
         self, settings: UnitSettings, source: RecordSource, target: RecordTarget, observer: Observer,
-        budget: Budget, *, stop: asyncio.Event, once: bool,
+        budget: Budget, *, stop: asyncio.Event, once: bool, again: bool = False,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.source = source
@@ -45,6 +45,7 @@ class SequentialSession:
         self.budget = budget
         self.stop = stop
         self.once = once
+        self.again = again
         self.commits = 0
         self._announced: set[str] = set()
 
@@ -56,6 +57,11 @@ class SequentialSession:
         """Copy what is missing from a position on that is stored first, then follow the changes."""
         await self.target.open()
         self.emit(Note, message=self.target.capabilities.promise)
+        if self.again:
+            # The position is lost, or everything is wanted again. A simple destination cannot be swept, so its
+            # tables are dropped and filled anew.
+            await self.target.restart(await self.source.now())
+            self.again = False
         marker = await self.target.marker()
         if marker is None:
             stamp = await self.source.now()
@@ -98,7 +104,7 @@ class SequentialSession:
                     await self._copy(table)
                 if batch.rows:
                     self._committed(batch, time.monotonic() - started)
-                elif self.once:
+                elif self.once and not batch.marker.events:
                     return
 
     async def _nothing(self, batch: Batch) -> None:

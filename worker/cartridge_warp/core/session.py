@@ -36,6 +36,7 @@ __all__ = ["Session"]
 
 HEARTBEAT = 5.0  # seconds; a worker counts as dead after 20
 QUIET_MARKER = 10.0  # seconds between stored positions while nothing changes
+SILENCE = 12.0  # seconds
 DDL_RETRY = 10.0  # seconds until a blocked DDL is tried again
 
 
@@ -58,6 +59,7 @@ class Session:
         self.commits = 0
         self.lag = 0.0
         self._goal: Stamp | None = None
+        self._quiet_since = 0.0
         self._blocked: dict[str, float] = {}
         self._rekeying: set[str] = set()
         self._stored = 0.0
@@ -127,9 +129,9 @@ class Session:
     async def _take(self, batch: Batch) -> bool:
         """Commit a batch, unless it is nothing but a fresher position and the last one is fresh enough;
         True when a single run has reached its end."""
-        reached = self._goal is not None and self.source.passed(batch.marker.position, self._goal)
+        reached = self._reached(batch)
         empty = not batch.tables and batch.barrier is None
-        if not empty or reached or time.monotonic() - self._stored >= QUIET_MARKER:
+        if not empty or (await self._worth_storing(batch, reached=reached)):
             await self._commit(batch)
         if empty:
             self._source_time, self.lag = None, 0.0
@@ -137,8 +139,26 @@ class Session:
             self._source_time = batch.marker.source_time
         if self.once and self._goal is None and self.snapshotter.idle.is_set():
             self._goal = await self.source.moment()
-            reached = self.source.passed(batch.marker.position, self._goal)
+            self._quiet_since = time.monotonic()
+            reached = self._reached(batch)
         return self.once and reached and self.snapshotter.idle.is_set()
+
+    def _reached(self, batch: Batch) -> bool:
+        """True when the stream has passed the moment that a single run ends at. A source whose positions move
+        only with its writes never says so; then 12 s of silence do (MongoDB itself notes its time every 10)."""
+        if self._goal is None:
+            return False
+        if batch.marker.events:
+            self._quiet_since = time.monotonic()
+        silent = time.monotonic() - self._quiet_since > SILENCE
+        return silent or self.source.passed(batch.marker.position, self._goal)
+
+    async def _worth_storing(self, batch: Batch, *, reached: bool) -> bool:
+        """A quiet stream's position is stored every 10 s, so that its token never leaves the oplog."""
+        marker = await self.target.marker()
+        if marker is not None and marker.position == batch.marker.position:
+            return False
+        return reached or time.monotonic() - self._stored >= QUIET_MARKER
 
     # -- the heart ------------------------------------------------------------------------------------
 

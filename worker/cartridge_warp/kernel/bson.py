@@ -113,9 +113,10 @@ def native_key_kind(key: Any) -> KeyKind:
 def identity(key: Any) -> Hashable:
     """Equal for those keys alone that MongoDB's unique index holds equal: 5, 5.0, Decimal128("5")."""
     kind = type(key)
-    if kind is ObjectId or kind is str or kind is int:
+    if kind is ObjectId or kind is str:
         return key  # type: ignore[no-any-return]
-    return int(key) if kind is Int64 else _tagged(key)
+    tagged = b"n%d" % key if kind is int or kind is Int64 else _tagged(key)
+    return int(tagged[1:]) if tagged.startswith(b"n") else tagged
 
 
 def key_hash(key: Any) -> bytes:

@@ -194,7 +194,8 @@ def numeric(number: Decimal) -> bytes | None:
     exponent = number.as_tuple().exponent
     if number.adjusted() >= 131_072 or (isinstance(exponent, int) and exponent < -16_383):
         return None
-    whole, _, fraction = f"{abs(number):f}".partition(".")
+    # copy_abs, because abs() rounds to the context's precision.
+    whole, _, fraction = f"{number.copy_abs():f}".partition(".")
     scale = len(fraction)
     whole = whole.zfill(-(-len(whole) // 4) * 4)
     digits = whole + fraction + "0" * (-scale % 4)

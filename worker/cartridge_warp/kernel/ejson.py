@@ -25,6 +25,7 @@ from cartridge_warp.kernel.odd import (
     pairs_of,
     regex_flags,
     shown_text,
+    text_bytes,
     warp_bson,
 )  # fmt: skip
 
@@ -52,8 +53,23 @@ def canonical(value: Any) -> str:
 
 
 def key_text(key: Any) -> str:
-    """A key for people and metadata: its canonical Extended JSON."""
+    """A key for people and metadata: canonical Extended JSON that keeps the order of names even in jsonb.
+
+    In a key the order counts, but jsonb sorts names by length and bytes; other orders take the base64 form.
+    """
+    if isinstance(key, dict | list | DBRef) and not _in_jsonb_order(key):
+        return warp_bson([("v", normalise(key))])
     return canonical(key)
+
+
+def _in_jsonb_order(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_in_jsonb_order, value))
+    if not isinstance(value, dict | DBRef):
+        return True
+    pairs = pairs_of(value)
+    order = [(len(name), name) for name in (text_bytes(name) for name, _ in pairs)]
+    return order == sorted(order) and all(_in_jsonb_order(inner) for _, inner in pairs)
 
 
 def parse_canonical(text: str) -> Any:
@@ -92,6 +108,13 @@ def _ejson_reference(reference: DBRef) -> str:
     return "{" + ", ".join([f"{quote(name)}: {_ejson(value)}" for name, value in document.items()]) + "}"
 
 
+def _ejson_decimal(value: Decimal128) -> str:
+    text = str(value)
+    if text == "NaN" and value.bid != _NAN.bid:  # signalling, negative, or with a payload
+        raise _UnfaithfulError
+    return f'{{"$numberDecimal": "{text}"}}'
+
+
 def _ejson_script(script: Script) -> str:
     scope = script.code.scope
     end = "" if scope is None else f', "$scope": {_ejson(dict(scope))}'
@@ -111,6 +134,7 @@ def _double(value: float) -> str:
     return f'{{"$numberDouble": "{_DOUBLE_NAMES.get(text, text)}"}}'
 
 
+_NAN: Final = Decimal128("NaN")
 _DOUBLE_NAMES: Final = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _EJSON: Final[dict[type, Callable[[Any], str]]] = {
     NoneType: lambda _: "null",
@@ -118,7 +142,7 @@ _EJSON: Final[dict[type, Callable[[Any], str]]] = {
     int: lambda value: f'{{"$numberInt": "{value}"}}' if -(2**31) <= value < 2**31 else _long(value),
     Int64: _long,
     float: _double,
-    Decimal128: lambda value: f'{{"$numberDecimal": "{value}"}}',
+    Decimal128: _ejson_decimal,
     Decimal: lambda value: f'{{"$numberDecimal": "{value}"}}',
     str: _ejson_string,
     ObjectId: lambda value: f'{{"$oid": "{value}"}}',

@@ -54,7 +54,7 @@ MALFORMED: Final = (BSONError, ValueError, TypeError, LookupError, ArithmeticErr
 """What decoding or encoding raises for a bad document; MemoryError is not the document's fault."""
 
 
-class PoisonDocument(WarpError):  # noqa: N818 (as all of cartridge_warp.errors)
+class PoisonDocument(WarpError):
     """A document that cannot be decoded or encoded at all."""
 
     policy = Policy.DEAD_LETTER

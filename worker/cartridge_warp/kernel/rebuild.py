@@ -44,27 +44,22 @@ def rebuild(plan: TablePlan, row: Mapping[str, Any], *, json_text: bool = False)
     a uuid a UUID or text. jsonb columns are parsed JSON, or JSON text when `json_text`. Numbers of a numeric
     column come as Decimal, which `equal` holds equal to every type of the same value.
     """
+    extra = row[EXTRA_COLUMN]
+    originals: dict[str, Any] = json.loads(extra) if isinstance(extra, str | bytes) else extra or {}
+    reserved = originals.get(WARP_BSON)
+    pairs = [] if reserved is None else list(pairs_of(decode_odd(base64.b64decode(reserved))))
+    # What is kept aside is complete; its column shows only a part, perhaps one that cannot be read back.
+    aside = originals.keys() | {name for name, _ in pairs}
     document: dict[str, Any] = {}
     if plan.native and plan.key_field is not None:
         document[plan.key_field] = _VALUES[plan.key_kind.value](row[plan.key_column])
     for column in plan.columns:
         value = row[column.column]
-        if value is not None:
+        if value is not None and column.field not in aside:
             if json_text and column.kind is ColumnKind.json:
                 value = json.loads(value)
             document[column.field] = _VALUES[column.kind.value](value)
-    extra = row[EXTRA_COLUMN]
-    parsed: dict[str, Any] = json.loads(extra) if isinstance(extra, str | bytes) else extra or {}
-    for name, item in parsed.items():
-        if name != WARP_BSON:
-            document[name] = from_ejson(item)
-    reserved = parsed.get(WARP_BSON)
-    return document if reserved is None else _with_reserved(document, reserved)
-
-
-def _with_reserved(document: dict[str, Any], reserved: str) -> dict[str, Any]:
-    """Put back what jsonb could not hold by name. Those elements are complete: columns hold only a part."""
-    pairs = list(pairs_of(decode_odd(base64.b64decode(reserved))))
+    document |= {name: from_ejson(item) for name, item in originals.items() if name != WARP_BSON}
     names = {name for name, _ in pairs}
     pairs = [*((name, value) for name, value in document.items() if name not in names), *pairs]
     whole = dict(pairs)

@@ -7,6 +7,7 @@ import re
 import secrets
 import sys
 from collections.abc import Mapping
+from datetime import date
 from typing import TextIO
 
 import structlog
@@ -22,7 +23,7 @@ __all__ = ["configure", "mask_all"]
 _SECRET_KEY = re.compile(r"password|passwd|\bpwd\b|secret|api_?key|credential", re.IGNORECASE)
 _DEEPEST = 12
 
-# At DEBUG these write whole commands, documents included.
+# At DEBUG these write whole commands, documents included; at INFO, every connection. Always one level less.
 _CHATTY = ("pymongo", "psycopg", "psycopg.pool", "asyncio")
 
 
@@ -62,7 +63,9 @@ def configure(
     root.handlers[:] = [handler]
     root.setLevel(settings.level)
     for name in _CHATTY:
-        logging.getLogger(name).setLevel(max(logging.INFO, root.level))
+        logging.getLogger(name).setLevel(
+            max(root.level, logging.INFO if root.level < logging.INFO else logging.WARNING)
+        )
     logging.captureWarnings(True)
     return run
 
@@ -73,6 +76,8 @@ def mask_all(value: object, _depth: int = 0) -> object:
         return value
     if isinstance(value, str):
         return mask(value)
+    if isinstance(value, date):
+        return value.isoformat()
     if _depth >= _DEEPEST:
         return "..."
     if isinstance(value, Mapping):

@@ -91,20 +91,22 @@ def _fields(unit: UnitProgress) -> dict[str, object]:
 
 
 def render(progress: Progress, height: int = 40) -> RenderableType:
-    """The display: the snapshots that run, as many as fit into `height` lines, and a line for each schema."""
+    """The display: the snapshots that run and a line for each schema, in fewer than `height` lines."""
     units = progress.units
-    shown = units[: max(1, height // 2)]
-    # The line of a schema, one more for a problem, the head of the table, and room for the log above.
-    room = max(1, height - sum(2 if unit.problem else 1 for unit in shown) - 6)
-    parts: list[RenderableType] = []
     running = [(unit, table) for unit in units for table in unit.copying.values()]
-    if running:
-        running.sort(key=lambda pair: (pair[1].rows == 0, pair[0].schema, pair[1].table))
-        parts.append(_tables(running[:room], several=len(units) > 1))
-        if len(running) > room:
-            parts.append(Text(f"and {len(running) - room} more tables", style="dim"))
+    running.sort(key=lambda pair: (pair[1].rows == 0, pair[0].schema, pair[1].table))
+    # One line stays free for the log above; two tell what is left out, one is the head of the tables.
+    room = max(2, height - 4)
+    shown = units[: max(1, room // 2 if running else room)]
+    problems = [unit for unit in shown if unit.problem][: max(0, room - len(shown) - min(1, len(running)))]
+    tables = running[: max(0, room - len(shown) - len(problems))]
+    parts: list[RenderableType] = []
+    if tables:
+        parts.append(_tables(tables, several=len(units) > 1))
+    if len(running) > len(tables):
+        parts.append(Text(f"and {len(running) - len(tables)} more tables", style="dim"))
     parts.append(_units(shown))
-    parts += [_problem(unit) for unit in shown if unit.problem]
+    parts += [_problem(unit) for unit in problems]
     if len(units) > len(shown):
         parts.append(Text(f"and {len(units) - len(shown)} more schemas", style="dim"))
     return Group(*parts)
@@ -118,13 +120,14 @@ def _problem(unit: UnitProgress) -> Text:
 def _tables(running: list[tuple[UnitProgress, TableProgress]], *, several: bool) -> Table:
     grid = _grid()
     grid.show_header = True
-    grid.add_column("table", no_wrap=True, overflow="ellipsis", ratio=1)
+    # Only the names give way where it is narrow: a column that may wrap is the first to be made smaller.
+    grid.add_column("table", ratio=1)
     for name in ("rows", "of", "done", "rows/s", "left", "size"):
         grid.add_column(name, justify="right", no_wrap=True)
     for unit, table in running:
         name = f"{unit.schema}.{table.table}" if several else table.table
         grid.add_row(
-            Text(_clean(name)),
+            _name(name),
             f"{table.rows:,}",
             f"{table.estimated:,}" if table.estimated else "",
             _known(table.share, lambda share: f"{share:.0%}"),
@@ -137,20 +140,24 @@ def _tables(running: list[tuple[UnitProgress, TableProgress]], *, several: bool)
 
 def _units(units: list[UnitProgress]) -> Table:
     grid = _grid()
-    grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    grid.add_column(ratio=1)
     for _ in range(4):
         grid.add_column(justify="right", no_wrap=True)
     for unit in units:
         notes = [f"{unit.copied:,} copied"] if unit.copied else []
         notes += [f"{unit.dead_letters:,} dead letters"] if unit.dead_letters else []
         grid.add_row(
-            Text(_clean(unit.schema), style="bold"),
+            _name(unit.schema, style="bold"),
             Text(_clean(unit.state), style=_STYLES.get(unit.state, "")),
             f"{unit.rate.value():,.0f} changes/s",
             _known(unit.lag, lambda lag: f"lag {_lag(lag)}"),
             ", ".join(notes),
         )
     return grid
+
+
+def _name(text: str, style: str = "") -> Text:
+    return Text(_clean(text), style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _grid() -> Table:

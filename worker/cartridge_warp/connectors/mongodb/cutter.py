@@ -27,8 +27,7 @@ from cartridge_warp.records import Barrier, Batch, BatchMarker, Op, Position, Ta
 
 __all__ = ["Cutter"]
 
-_FIRST_TOKEN_SECONDS: Final = 1.0
-_TOKEN_SECONDS: Final = 10.0
+_TOKEN_SECONDS: Final = 1.0  # how often a quiet stream says so; the core stores such a position more rarely
 _PATIENCE_SECONDS: Final = 0.25
 _LARGE_DOCUMENT: Final = 4096
 
@@ -81,7 +80,7 @@ class Cutter:
         self._held: Item | None = None
         self._most: int | None = None
         self._clock = asyncio.get_running_loop().time
-        self._token_due = self._clock() + _FIRST_TOKEN_SECONDS
+        self._token_due = self._clock() + _TOKEN_SECONDS
 
     @property
     def position(self) -> Position:
@@ -190,12 +189,8 @@ class Cutter:
             return None if open_end and (reader.error is not None or not reader.done) else self._finish()
         if self._clock() < self._token_due or not (reader.idle or draft.events):
             return None
-        before = self._position
-        batch = self._finish()
-        if batch.marker.position == before:
-            return None
         self._token_due = self._clock() + _TOKEN_SECONDS
-        return batch
+        return self._finish()
 
     def _at_barrier(self, item: Item, barrier: Barrier) -> Batch:
         events = self._draft.events + 1
