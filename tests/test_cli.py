@@ -1,5 +1,6 @@
 """The command line, as processes of their own against real servers."""
 
+import asyncio
 import json
 import os
 import signal
@@ -14,11 +15,13 @@ from pathlib import Path
 import psycopg
 import pytest
 import yaml
+from rich.console import Console
+
 from cartridge_warp.cli import main as cli_main
 from cartridge_warp.cli.main import main
+from cartridge_warp.cli.operate import Signals
 from cartridge_warp.cli.process import without_passwords
 from cartridge_warp.cli.screens import status_screen
-from rich.console import Console
 from warp_testing.servers import free_port
 
 PROGRAM = [sys.executable, "-m", "cartridge_warp.cli.main"]
@@ -310,6 +313,30 @@ def test_a_signal_ends_in_order(mongo, postgres, servers, tmp_path, which, code)
         worker.wait_for(lambda: f"cartridge_warp_sync_status{{{labels}}} 1.0" in get(port, "/metrics")[1])
         assert worker.end(which) == code
     assert "stopping" in worker.log.read_text()
+
+
+async def test_a_second_signal_does_not_wait():
+    """When the orderly end takes too long, a second signal cancels what is left."""
+    asked = asyncio.Event()
+
+    async def stop():
+        asked.set()
+        await asyncio.sleep(60)
+
+    async def work():
+        signals = Signals(stop)
+        signals.install()
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asked.wait()
+            assert signals.exit_code == 130
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(60)
+        finally:
+            signals.remove()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asyncio.create_task(work()), 5)
 
 
 def test_init_and_status(mongo, postgres, servers):

@@ -22,6 +22,7 @@ from rich.console import Console
 from cartridge_warp.cli import demo_servers, demo_stage
 from cartridge_warp.cli.demo import demo
 from cartridge_warp.cli.demo_check import Difference, TableCheck
+from cartridge_warp.cli.demo_data import find_data
 from cartridge_warp.cli.demo_manifest import Manifest
 from cartridge_warp.cli.demo_screen import Screen
 from cartridge_warp.cli.demo_servers import Worker
@@ -31,7 +32,7 @@ from cartridge_warp.errors import ConfigError, WarpError
 
 ROOT = Path(__file__).parent.parent
 MANIFEST = ROOT / "manifests" / "examples" / "warppipeline.yaml"
-DATA = Path("/tmp/data2")
+DATA = ROOT / "examples" / "data"
 SCHEMA = "apiVersion: warp.cartridge.io/v1alpha1\nkind: WarpSchema\nmetadata: {name: shop}\n"
 
 
@@ -334,9 +335,22 @@ async def test_a_worker_that_ends_by_itself_is_reported(stage):
 
 async def test_what_never_settles_is_reported_as_it_is(stage, monkeypatch):
     """After the deadline the demo shows the differences instead of waiting for ever."""
-    stage, _, out = stage
+    stage, worker, out = stage
     monkeypatch.setattr(demo_stage, "_SETTLE_SECONDS", 0.3)
     with pytest.raises(WarpError, match="first copy is not equal"):
-        await stage.copy()
+        await stage.forever()
+    await worker.kill()
+    summary = (await stage.once()).to_json()
+    assert (summary["equal"], summary["changes"]) == (False, 0)
+    assert [each["key"] for each in summary["differences"]].count('{"$numberInt": "1"}') == 1
     assert "no row for this document" in out.getvalue()
     assert "1 of 1 tables differ" in out.getvalue()
+
+
+async def test_data_that_the_manifest_does_not_copy_is_refused(stage, tmp_path):
+    """Sample data of other databases says which ones are expected."""
+    stage, _, _ = stage
+    (tmp_path / "elsewhere.things.jsonl").write_text('{"_id": 1}')
+    with pytest.raises(ConfigError, match="nothing of what the manifest copies: databases t"):
+        await stage.load(find_data(tmp_path))
+    await stage.client.drop_database("elsewhere")

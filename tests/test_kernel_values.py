@@ -206,6 +206,11 @@ def sub(name: bytes, *elements: bytes, kind: int = 3) -> bytes:
     return element(kind, name, raw(*elements))
 
 
+def scoped(name: bytes, code: bytes, *elements: bytes) -> bytes:
+    body = struct.pack("<i", len(code) + 1) + code + b"\0" + raw(*elements)
+    return element(15, name, struct.pack("<i", len(body) + 4) + body)
+
+
 ODD = {
     "invalid text": raw(int32(b"_id", 1), text(b"string", b"a\xffb\xc3")),
     "surrogate in text": raw(int32(b"_id", 1), text(b"string", b"\xed\xa0\x80")),
@@ -224,6 +229,11 @@ ODD = {
     "undefined": raw(int32(b"_id", 1), element(6, b"string", b""), element(6, b"x", b"")),
     "symbol": raw(int32(b"_id", 1), text(b"string", b"sym", kind=14)),
     "pointer": raw(int32(b"_id", 1), element(12, b"json", struct.pack("<i", 2) + b"c\0" + b"1" * 12)),
+    "invalid code": raw(int32(b"_id", 1), text(b"json", b"\xff", kind=13)),
+    "invalid regex": raw(int32(b"_id", 1), element(11, b"json", b"\xff\0im\0")),
+    "invalid code beside scope": raw(int32(b"_id", 1), scoped(b"json", b"f\xff", int32(b"a", 1))),
+    "name twice in scope": raw(int32(b"_id", 1), scoped(b"json", b"f", int32(b"a", 1), int32(b"a", 2))),
+    "scope beside a name twice": raw(int32(b"_id", 1), scoped(b"json", b"f", int32(b"a", 1)), int32(b"_id", 1)),
     "key not first": raw(int32(b"bigint", 1), int32(b"_id", 1)),
     "top-level $ref": raw(int32(b"_id", 1), text(b"$ref", b"c"), int32(b"$id", 2)),
 }

@@ -7,6 +7,8 @@ import warnings
 
 import pytest
 import structlog
+from rich.console import Console
+
 from cartridge_warp.config import LoggingConfig
 from cartridge_warp.observe.events import (
     Committed,
@@ -20,7 +22,6 @@ from cartridge_warp.observe.events import (
 )
 from cartridge_warp.observe.logs import configure, mask_all
 from cartridge_warp.observe.narrator import Narrator
-from rich.console import Console
 
 URI = "mongodb://app:hunter2@db.example:27017/shop"
 

@@ -3,6 +3,8 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
 from cartridge_warp.config import PrometheusConfig
 from cartridge_warp.observe.events import (
     ChunkCommitted,
@@ -20,7 +22,6 @@ from cartridge_warp.observe.events import (
     State,
 )
 from cartridge_warp.observe.prometheus import Metrics
-from prometheus_client.parser import text_string_to_metric_families
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -6,6 +6,8 @@ import logging
 
 import pytest
 import structlog
+from rich.console import Console
+
 from cartridge_warp.config import LoggingConfig
 from cartridge_warp.observe.events import (
     ChunkCommitted,
@@ -20,7 +22,6 @@ from cartridge_warp.observe.events import (
 from cartridge_warp.observe.logs import configure
 from cartridge_warp.observe.progress import Progress
 from cartridge_warp.observe.terminal import display, render, report
-from rich.console import Console
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,7 @@
-"""Is every document equal to its row? Read from both servers, by nothing but the schema registry's plans."""
+"""Is every document equal to its row? Read from both servers, by nothing but the schema registry's plans.
+
+Statements here have no parameters, because psycopg would take a % in a name for a placeholder.
+"""
 
 from __future__ import annotations
 
@@ -55,10 +58,10 @@ async def plans(connection: Connection, unit: UnitSettings) -> dict[str, TablePl
     """The plan of each table of a unit, by collection; empty as long as the worker has created nothing."""
     query = sql.SQL(
         'SELECT DISTINCT ON ("table") "table", definition FROM {}.schema_registry'
-        " WHERE target = %s AND status = 'applied' ORDER BY \"table\", version DESC"
-    ).format(sql.Identifier(unit.metadata_schema))
+        " WHERE target = {} AND status = 'applied' ORDER BY \"table\", version DESC"
+    ).format(sql.Identifier(unit.metadata_schema), sql.Literal(unit.target))
     try:
-        rows = await (await connection.execute(query, (unit.target,))).fetchall()
+        rows = await (await connection.execute(query)).fetchall()
     except psycopg.errors.UndefinedTable:
         return {}
     return {table: TablePlan.from_json(definition) for table, definition in rows}

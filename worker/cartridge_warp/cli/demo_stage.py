@@ -20,7 +20,7 @@ from cartridge_warp.cli.demo_screen import Screen
 from cartridge_warp.cli.demo_servers import Worker
 from cartridge_warp.cli.demo_traffic import NEW_FIELD, PULSE_FIELD, Traffic
 from cartridge_warp.config import UnitSettings
-from cartridge_warp.errors import WarpError
+from cartridge_warp.errors import ConfigError, WarpError
 
 __all__ = ["Stage", "Summary"]
 
@@ -113,12 +113,15 @@ class Stage:
         self.left_out = loaded.left_out
         known = {(unit.database, file.collection) for unit in self.units for file in files
                  if file.database == unit.database and unit.wants(file.collection)}  # fmt: skip
+        if not known or not loaded.documents:
+            databases = ", ".join(unit.database for unit in self.units)
+            raise ConfigError(f"the sample data holds nothing of what the manifest copies: databases {databases}")
         self.traffic = Traffic(self.client, sorted(known, reverse=True))
         return loaded
 
     # -- acts ----------------------------------------------------------------------------------------------
 
-    async def copy(self) -> None:
+    async def copy(self) -> Summary:
         """The first copy, by a worker that has never run before."""
         self.screen.title("first copy")
         began = time.monotonic()
@@ -126,13 +129,14 @@ class Stage:
         tables = await self._settle("copying")
         self.screen.tables(tables)
         self._say_equal(tables, f"{time.monotonic() - began:.1f} s after the worker's start")
-        if not all(table.equal for table in tables):
-            raise WarpError("the first copy is not equal to the source; the differences stand above")
         await self.traffic.learn()
+        return self._summary(tables)
 
     async def once(self) -> Summary:
-        """One round, as fast as it goes."""
-        await self.copy()
+        """One round, as fast as it goes; no further than the first copy when that is not equal."""
+        copied = await self.copy()
+        if not copied.equal:
+            return copied
         self.screen.title(f"changes, and a field {NEW_FIELD} that no document had")
         for _ in range(_PULSES):
             await self._measure(10)
@@ -145,7 +149,8 @@ class Stage:
 
     async def forever(self) -> NoReturn:
         """Changes without end; once in between the worker is killed. Ends by cancellation."""
-        await self.copy()
+        if not (await self.copy()).equal:
+            raise WarpError("the first copy is not equal to the source; the differences stand above")
         self.screen.title(f"changes, and a field {NEW_FIELD} that no document had; Ctrl-C ends")
         await self._live(_BEFORE_KILL)
         await self._kill()
@@ -173,11 +178,14 @@ class Stage:
         self.screen.title("afterwards")
         self.screen.tables(tables)
         self._say_equal(tables, f"{time.monotonic() - began:.1f} s after the last change")
-        seconds = time.monotonic() - self.started
-        summary = Summary(tables, self.left_out, self.traffic.total, self.kills, seconds, self.lags)
+        summary = self._summary(tables)
         counts = ", ".join(f"{number:,} {kind}" for kind, number in sorted(self.traffic.counts.items()))
         self.screen.line(f"  {counts}; half of the changes were visible within {summary.lag_ms} ms")
         return summary
+
+    def _summary(self, tables: Sequence[TableCheck]) -> Summary:
+        seconds = time.monotonic() - self.started
+        return Summary(tables, self.left_out, self.traffic.total, self.kills, seconds, self.lags)
 
     def _say_equal(self, tables: Sequence[TableCheck], when: str) -> None:
         wrong = sum(1 for table in tables if not table.equal)
@@ -242,7 +250,7 @@ class Stage:
         if plan is None or PULSE_FIELD not in plan.index:
             return False
         column = plan.columns[plan.index[PULSE_FIELD]].column
-        query = sql.SQL("SELECT 1 FROM {} WHERE {} = %s").format(
-            sql.Identifier(unit.target, plan.relation), sql.Identifier(column)
+        query = sql.SQL("SELECT 1 FROM {} WHERE {} = {}").format(
+            sql.Identifier(unit.target, plan.relation), sql.Identifier(column), sql.Literal(number)
         )
-        return await (await self.connection.execute(query, (number,))).fetchone() is not None
+        return await (await self.connection.execute(query)).fetchone() is not None

@@ -115,7 +115,7 @@ def identity(key: Any) -> Hashable:
     kind = type(key)
     if kind is ObjectId or kind is str:
         return key  # type: ignore[no-any-return]
-    tagged = b"n%d" % key if kind is int or kind is Int64 else _tagged(key)
+    tagged = _tagged(key)
     return int(tagged[1:]) if tagged.startswith(b"n") else tagged
 
 
@@ -168,7 +168,7 @@ def _tag_datetime(moment: Any) -> bytes:
 
 def _tag_script(script: Script) -> bytes:
     scope = script.code.scope
-    parts = [text_bytes(script.code), *([] if scope is None else [_tagged(dict(scope))])]
+    parts = [text_bytes(script.code), *([] if scope is None else [_tagged(scope)])]
     return _tag_items(b"c", parts)
 
 

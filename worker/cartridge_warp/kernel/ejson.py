@@ -117,7 +117,7 @@ def _ejson_decimal(value: Decimal128) -> str:
 
 def _ejson_script(script: Script) -> str:
     scope = script.code.scope
-    end = "" if scope is None else f', "$scope": {_ejson(dict(scope))}'
+    end = "" if scope is None else f', "$scope": {_ejson(scope)}'
     return f'{{"$code": {_ejson_string(str(script.code))}{end}}}'
 
 
@@ -151,8 +151,7 @@ _EJSON: Final[dict[type, Callable[[Any], str]]] = {
     bytes: lambda value: _binary(value, 0),
     Binary: lambda value: _binary(value, value.subtype),
     Regex: lambda value: (
-        f'{{"$regularExpression": {{"pattern": {_ejson_string(value.pattern)}, '
-        f'"options": "{regex_flags(value)}"}}}}'
+        f'{{"$regularExpression": {{"pattern": {_ejson_string(value.pattern)}, "options": "{regex_flags(value)}"}}}}'
     ),
     Timestamp: lambda value: f'{{"$timestamp": {{"t": {value.time}, "i": {value.inc}}}}}',
     Script: _ejson_script,

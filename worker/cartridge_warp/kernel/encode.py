@@ -77,9 +77,7 @@ class _Rows:
 
     def only(self, positions: Sequence[int]) -> _Rows:
         documents, keys, index = self.documents, self.keys, self.index
-        return _Rows(
-            [documents[i] for i in positions], [keys[i] for i in positions], [index[i] for i in positions]
-        )
+        return _Rows([documents[i] for i in positions], [keys[i] for i in positions], [index[i] for i in positions])
 
 
 def encode_rows(
@@ -178,9 +176,7 @@ def _why(plan: TablePlan, error: Exception) -> str:
     return f"a document of {plan.table} cannot be written ({type(error).__name__}): {error}"
 
 
-def _find_bad(
-    plan: TablePlan, rows: _Rows, versions: Sequence[int], positions: Sequence[int]
-) -> dict[int, str]:
+def _find_bad(plan: TablePlan, rows: _Rows, versions: Sequence[int], positions: Sequence[int]) -> dict[int, str]:
     """The documents that cannot be encoded, with the reason, by halving."""
     try:
         _encode(plan, rows.only(positions), versions)
@@ -230,9 +226,7 @@ def _encode(plan: TablePlan, rows: _Rows, versions: Sequence[int]) -> EncodedRow
     return result
 
 
-def _unplanned(
-    known: frozenset[str], document: dict[str, Any], extra: dict[str, str], observed: Observed
-) -> None:
+def _unplanned(known: frozenset[str], document: dict[str, Any], extra: dict[str, str], observed: Observed) -> None:
     """Keep the fields without a column, and those whose name jsonb cannot hold or holds once only."""
     pairs = list(pairs_of(document))
     again = Counter(name for name, _ in pairs) if isinstance(document, OddDocument) else {}

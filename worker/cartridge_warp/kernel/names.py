@@ -9,9 +9,7 @@ from typing import Final
 __all__ = ["MAX_NAME_BYTES", "column_name", "relation_name"]
 
 MAX_NAME_BYTES: Final = 63
-_RESERVED: Final = frozenset(
-    {"is_deleted", "deleted_at", "ctid", "xmin", "xmax", "cmin", "cmax", "tableoid", "oid"}
-)
+_RESERVED: Final = frozenset({"is_deleted", "deleted_at", "ctid", "xmin", "xmax", "cmin", "cmax", "tableoid", "oid"})
 
 
 def column_name(field: str, taken: Collection[str], slug: str = "field") -> str:

@@ -145,6 +145,8 @@ def _settle(value: Any) -> Any:
         pairs = [(name, _settle(inner)) for name, inner in value.pairs]
         document = dict(pairs)
         return document if len(document) == len(pairs) else Twice(pairs, settled=True)
+    if isinstance(value, Script) and value.code.scope is not None:
+        return Script(Code(str(value.code), _settle(value.code.scope)))
     return [_settle(item) for item in value] if isinstance(value, list) else value
 
 
@@ -248,15 +250,26 @@ def _document(pairs: Iterable[tuple[str, Any]]) -> bytes:
 
 
 def _element(name: bytes, value: Any) -> bytes:
-    if isinstance(value, str) and not isinstance(value, Code):
-        data = text_bytes(value) + b"\0"
-        return b"\x02" + name + struct.pack("<i", len(data)) + data
+    if isinstance(value, str):
+        return b"\x02" + name + _sized_text(value)
     if isinstance(value, Mapping | DBRef):
         return b"\x03" + name + _document(pairs_of(value))
     if isinstance(value, list):
         return b"\x04" + name + _document((str(index), item) for index, item in enumerate(value))
+    if isinstance(value, Regex):
+        return b"\x0b" + name + text_bytes(value.pattern) + b"\0" + regex_flags(value).encode() + b"\0"
+    if isinstance(value, Script):
+        if value.code.scope is None:
+            return b"\x0d" + name + _sized_text(value.code)
+        body = _sized_text(value.code) + _document(pairs_of(value.code.scope))
+        return b"\x0f" + name + struct.pack("<i", len(body) + 4) + body
     encoded = bson.encode({"": Decimal128(value) if isinstance(value, Decimal) else value}, False, OPTIONS)
     return encoded[4:5] + name + encoded[6:-1]
+
+
+def _sized_text(text: str) -> bytes:
+    data = text_bytes(text) + b"\0"
+    return struct.pack("<i", len(data)) + data
 
 
 # -- the way back ------------------------------------------------------------------------------------------

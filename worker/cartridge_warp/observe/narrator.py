@@ -57,7 +57,7 @@ class Narrator:
                     "snapshot started",
                     rows_estimated=event.rows_estimated,
                     generation=event.generation,
-                    reason=event.reason or None,
+                    **_given(reason=event.reason),
                 )
             case SnapshotDone():
                 log.info("snapshot done", rows=event.rows, swept=event.swept, seconds=round(event.seconds, 3))
@@ -153,7 +153,7 @@ class Narrator:
         if self._states.get(key) == told or event.state == "retrying":
             return
         self._states[key] = told
-        log.log(40 if event.state == "failed" else 20, event.state, detail=event.detail or None)
+        log.log(40 if event.state == "failed" else 20, event.state, **_given(detail=event.detail))
 
     def _due(self, key: tuple[str, ...], count: int) -> int:
         """How many to tell of now, those kept back included; 0 while it is too early to repeat the line."""
@@ -164,3 +164,8 @@ class Narrator:
             return 0
         self._said[key] = now
         return count
+
+
+def _given(**texts: str) -> dict[str, str]:
+    """Those that are not empty."""
+    return {name: text for name, text in texts.items() if text}
