@@ -63,7 +63,7 @@ DOCUMENTS = st.dictionaries(NAMES, VALUES, max_size=8)
 
 
 @pytest.mark.parametrize("how", [COPY, UNNEST])
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_documents_are_rebuilt(postgres: str, how: str, data: st.DataObject) -> None:
     """Any documents, under any plan, come back from PostgreSQL equal to what was sent."""

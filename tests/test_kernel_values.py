@@ -347,3 +347,13 @@ def test_equal(a: Any, b: Any) -> None:
     """What the table of allowed differences names is equal, in both directions."""
     assert equal(a, b)
     assert equal(b, a)
+
+
+def test_code_inside_a_reference_is_rebuilt(postgres: str) -> None:
+    """PyMongo takes a document with `$ref` for a DBRef whatever it holds; its parts are kept as they are."""
+    values = [{"$ref": Code("f"), "$id": None}, {"$ref": "c", "$id": Code("f")}, DBRef("c", Code("f"), x=Code("g"))]
+    raws = [bson.encode({"_id": i, "json": value, "x": [value]}) for i, value in enumerate(values)]
+    with psycopg.connect(postgres) as connection:
+        rebuilt = through(connection, EVERY, raws)
+    assert all(equal(bson.decode(raw), found) for raw, found in zip(raws, rebuilt, strict=True))
+    assert all(equal(parse_canonical(canonical(value)), value) for value in values)

@@ -81,7 +81,7 @@ class WorkerProcess:
         while not (found := what()):
             assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.text}"
             assert time.monotonic() < deadline, self.text
-            time.sleep(0.02)
+            time.sleep(0.04)
         return found
 
     def until_said(self, event: str, seconds: float = 60) -> dict[str, Any]:

@@ -397,8 +397,11 @@ class Target(MetadataStore, Protocol):
     def transaction(self, tables: Sequence[str], *, shared: bool = False) -> AbstractAsyncContextManager[Transaction]:
         """One data transaction on these tables: fence, then locks in order. `shared` is for chunks."""
 
+    def connections(self) -> tuple[int, int]:
+        """How many connections the destination has open, and how many of them are in use."""
+
     async def rekey(self, table: str) -> int:
-        """Move a table to `_warp_key` and write the documents that waited for it; returns how many."""
+        """Move a table to `_warp_key`, where documents wait for that, and write them; returns how many."""
 
     async def close(self, state: str, detail: str = "") -> None:
         """Release the target; safe to call twice."""

@@ -19,6 +19,7 @@ from cartridge_warp.connectors.base import (
 from cartridge_warp.connectors.record_target import RecordTarget
 from cartridge_warp.connectors.record_unit import RecordUnit
 from cartridge_warp.core.batch import IN_FLIGHT, Budget
+from cartridge_warp.core.plan import plan_lines
 from cartridge_warp.core.sequential import SequentialSession
 from cartridge_warp.core.session import Session
 from cartridge_warp.errors import ConfigError, Policy, PositionLost, TargetBusy, WarpError
@@ -120,14 +121,29 @@ class SchemaProcessor:
         self._set_state("starting")
         attempt = 0
         while not self._stop.is_set():
-            before = self._session.commits if self._session else 0
             try:
-                await self._attempt()
+                await self._stoppable_attempt()
                 return
             except* WarpError as group:
                 error = _worst(group)
-            attempt = 1 if self._session is not None and self._session.commits > before else attempt + 1
+            attempt = 1 if self._session is not None and self._session.commits else attempt + 1
             await self._after(error, attempt)
+
+    async def _stoppable_attempt(self) -> None:
+        """A session ends by itself after `stop`; what only waits for a server is cancelled."""
+        self._session = None
+        attempt, stop = asyncio.create_task(self._attempt()), asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({attempt, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if stop.done() and self._session is None:
+                attempt.cancel()
+                await asyncio.wait({attempt})
+            if not attempt.cancelled():
+                await attempt
+        finally:
+            stop.cancel()
+            attempt.cancel()
+            await asyncio.wait({attempt})
 
     async def _after(self, error: WarpError, attempt: int) -> None:
         """Wait as the error asks, or raise it."""
@@ -165,20 +181,26 @@ class SchemaProcessor:
         if not isinstance(self.destination, TransactionalDestination):
             await self._sequential()
             return
-        unit: SourceUnit
-        if isinstance(self.source, UnitSource):
-            unit = self.source.unit(self.settings)
-        else:
-            unit = self._record_source(RecordUnit)
-        unit.observer = self.observer
-        await self._transactional(unit)
+        if not isinstance(self.source, UnitSource):
+            await self._transactional(self._record_source(RecordUnit))
+            return
+        unit = self.source.unit(self.settings)
+        try:
+            await self._transactional(unit)
+        finally:
+            await unit.close()
 
     def _kind(self, connector: object) -> str:
         return getattr(getattr(connector, "config", None), "type", None) or type(connector).__name__
 
     async def _transactional(self, unit: SourceUnit) -> None:
+        unit.observer = self.observer
         for warning in await unit.preflight():
             self.emit(Note, level="warning", message=warning)
+        if self.settings.dry_run:
+            for line in await plan_lines(unit, self.settings):
+                self.emit(Note, message=line)
+            return
         if self._target is None:
             assert isinstance(self.destination, TransactionalDestination)
             self._target = self.destination.target(self.settings)
@@ -195,7 +217,7 @@ class SchemaProcessor:
         session = Session(self.settings, unit, target, self.observer, self.budget, stop=self._stop, once=self.once)
         session.marker = marker
         self._session = session
-        self._set_state("running")
+        self.state = "running"
         await session.run()
 
     async def _sequential(self) -> None:
@@ -206,6 +228,10 @@ class SchemaProcessor:
         target = RecordTarget(destination, self.settings, self._kind(self.destination))
         for warning in await source.preflight():
             self.emit(Note, level="warning", message=warning)
+        if self.settings.dry_run:
+            for table in await source.tables():
+                self.emit(Note, message=f"would copy {table} into {self.settings.target}, and follow its changes")
+            return
         session = SequentialSession(
             self.settings, source, target, self.observer, self.budget, stop=self._stop, once=self.once,
             again=bool(self._lost),

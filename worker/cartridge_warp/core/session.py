@@ -26,6 +26,7 @@ from cartridge_warp.observe.events import (
     Misfit,
     Note,
     Observer,
+    Pool,
     Queue,
     SchemaChanged,
     State,
@@ -63,6 +64,7 @@ class Session:
         self._blocked: dict[str, float] = {}
         self._rekeying: set[str] = set()
         self._stored = 0.0
+        self._waiting = 0  # changes read but not committed
         self._source_time: datetime | None = None
         self._ahead = 0.0  # how far the source's clock is ahead of ours, seconds
         self._state = "starting"
@@ -117,7 +119,7 @@ class Session:
                     task.cancel()
 
     async def _stream(self) -> None:
-        async with aclosing(batches(self.source, self.marker, self.budget, self.target.prepare, self.stop)) as stream:
+        async with aclosing(batches(self.source, self.marker, self.budget, self._prepare, self.stop)) as stream:
             async for batch in stream:
                 try:
                     done = await self._take(batch)
@@ -126,9 +128,14 @@ class Session:
                 if done:
                     return
 
+    async def _prepare(self, batch: Batch) -> None:
+        self._waiting += batch.rows
+        await self.target.prepare(batch)
+
     async def _take(self, batch: Batch) -> bool:
         """Commit a batch, unless it is nothing but a fresher position and the last one is fresh enough;
         True when a single run has reached its end."""
+        self._waiting -= batch.rows
         reached = self._reached(batch)
         empty = not batch.tables and batch.barrier is None
         if not empty or (await self._worth_storing(batch, reached=reached)):
@@ -291,7 +298,9 @@ class Session:
             )
             self.emit(Lag, lag_seconds=self.lag, oplog_headroom_seconds=headroom,
                       token_age_seconds=time.monotonic() - self._stored if self._stored else None)  # fmt: skip
-            self.emit(Queue, size=0)
+            self.emit(Queue, size=self._waiting)
+            connections, used = self.target.connections()
+            self.emit(Pool, open=connections, used=used)
             beats += 1
             await asyncio.sleep(HEARTBEAT if beats > 1 else 1.0)
 

@@ -21,7 +21,7 @@ from bson.binary import UUID_SUBTYPE, Binary
 from bson.datetime_ms import DatetimeMS
 from bson.dbref import DBRef
 
-from cartridge_warp.kernel.ejson import canonical, key_text, parse_canonical, relaxed_json
+from cartridge_warp.kernel.ejson import canonical, from_ejson, key_text, parse_canonical, relaxed_json
 from cartridge_warp.kernel.odd import (
     EPOCH,
     MALFORMED,
@@ -32,7 +32,6 @@ from cartridge_warp.kernel.odd import (
     Script,
     Twice,
     decode_odd,
-    from_ejson,
     normalise,
     pairs_of,
     regex_flags,

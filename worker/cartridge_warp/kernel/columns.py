@@ -6,6 +6,7 @@ array. Formats: the *_recv functions of PostgreSQL (src/backend/utils/adt).
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Callable, Sequence
@@ -124,6 +125,7 @@ _NO_FAST: Final[tuple[set[type], Callable[[Sequence[Any]], list[bytes] | None]]]
 _MISFIT: Final[Field] = (NULL, False)
 _NUMERAL: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?", re.ASCII)
 _MAX_NUMERAL: Final = 1000
+_NUMBERS: Final = {int, Int64, float, Decimal128, Decimal}
 
 
 def _sized(value: bytes) -> bytes:
@@ -168,22 +170,19 @@ def _to_double(value: Any) -> Field:
 
 def _to_numeric(value: Any) -> Field:
     kind = type(value)
-    if kind is float and value == value and abs(value) != float("inf"):
+    if kind is float and math.isfinite(value):
         # Whole doubles by their exact value; others by the shortest text that reads back as the same double.
         number = Decimal(value) if value.is_integer() else Decimal(repr(value))
-        field = numeric(number)
-        return field or NULL, repr(value) != "-0.0"
-    number = Decimal(value) if kind in (int, Int64, float) else value
-    if kind is Decimal128:
-        number = value.to_decimal()
-    elif kind is str:
+        return numeric(number) or NULL, repr(value) != "-0.0"
+    if kind is str:
         found = _number(value)
-        return (numeric(found) or NULL, False) if found is not None else _MISFIT
-    elif kind is not Decimal and kind not in (int, Int64, float):
+        return _MISFIT if found is None else (numeric(found) or NULL, False)
+    if kind not in _NUMBERS:
         return _MISFIT
+    number = value.to_decimal() if kind is Decimal128 else Decimal(value)
     field = numeric(number)
     strange = number.is_nan() and str(number) != "NaN"  # signalling, negative or with a payload
-    return (field, not strange) if field else _MISFIT
+    return _MISFIT if field is None else (field, not strange)
 
 
 def numeric(number: Decimal) -> bytes | None:

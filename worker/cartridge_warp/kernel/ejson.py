@@ -10,17 +10,19 @@ from decimal import Decimal
 from types import NoneType
 from typing import Any, Final
 
-from bson import Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp
-from bson.binary import Binary
+from bson import Code, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp, json_util
+from bson.binary import Binary, UuidRepresentation
+from bson.codec_options import DatetimeConversion
 from bson.datetime_ms import DatetimeMS
 from bson.dbref import DBRef
 
 from cartridge_warp.kernel.odd import (
     EPOCH,
+    WARP_BSON,
     OddDocument,
     Script,
     Twice,
-    from_ejson,
+    decode_odd,
     normalise,
     pairs_of,
     regex_flags,
@@ -29,7 +31,7 @@ from cartridge_warp.kernel.odd import (
     warp_bson,
 )  # fmt: skip
 
-__all__ = ["canonical", "key_text", "parse_canonical", "quote", "relaxed_json"]
+__all__ = ["canonical", "from_ejson", "key_text", "parse_canonical", "quote", "relaxed_json"]
 
 _MAX_JSON: Final = 64 << 20  # characters; jsonb itself ends at 255 MB in one container
 _END_ISO: Final = 253_402_300_800_000  # relaxed Extended JSON writes years 1970 to 9999 as text
@@ -163,6 +165,40 @@ _EJSON: Final[dict[type, Callable[[Any], str]]] = {
     Twice: _refuse,
     list: lambda value: "[" + ", ".join([_ejson(item) for item in value]) + "]",
 }
+
+
+# -- the way back ------------------------------------------------------------------------------------------
+
+_JSON_OPTIONS: Final = json_util.JSONOptions(
+    uuid_representation=UuidRepresentation.UNSPECIFIED,
+    datetime_conversion=DatetimeConversion.DATETIME_MS,
+    json_mode=json_util.JSONMode.CANONICAL,
+)
+
+
+def from_ejson(parsed: Any) -> Any:
+    """The value of parsed Extended JSON, canonical or relaxed, also of `$warpBson`."""
+    if isinstance(parsed, list):
+        return [from_ejson(item) for item in parsed]
+    if not isinstance(parsed, dict):
+        return parsed
+    if len(parsed) == 1:
+        ((name, inner),) = parsed.items()
+        if name == WARP_BSON and isinstance(inner, str):
+            return next(iter(decode_odd(base64.b64decode(inner)).values()))
+        if name == "$date" and isinstance(inner, str):
+            return normalise(datetime.fromisoformat(inner))
+        if name == "$numberDecimal":
+            return _decimal(inner)
+    value = json_util.object_hook({name: from_ejson(inner) for name, inner in parsed.items()}, _JSON_OPTIONS)
+    return Script(value) if isinstance(value, Code) else value
+
+
+def _decimal(text: str) -> Decimal128 | Decimal:
+    try:
+        return Decimal128(text)
+    except ArithmeticError:  # more digits than Decimal128 has, from a connector without BSON
+        return Decimal(text)
 
 
 # -- what people read --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What is rare: values that PyMongo, JSON or Python's own types cannot hold, and the way back from text.
+"""What is rare: values that PyMongo or JSON cannot hold, and those of connectors without BSON.
 
 Everything here keeps a value exactly, at the price of time. The hot path comes here only after a cheap check.
 """
@@ -18,7 +18,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import bson
-from bson import Code, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp, json_util
+from bson import Code, Decimal128, Int64, MaxKey, MinKey, ObjectId, Regex, Timestamp
 from bson.binary import Binary, UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion, TypeCodec, TypeRegistry
 from bson.datetime_ms import DatetimeMS
@@ -38,7 +38,6 @@ __all__ = [
     "Script",
     "Twice",
     "decode_odd",
-    "from_ejson",
     "normalise",
     "pairs_of",
     "regex_flags",
@@ -154,7 +153,7 @@ def _settle(value: Any) -> Any:
 
 _AS_IT_IS: Final = {
     NoneType, bool, float, str, Int64, bytes, Decimal, ObjectId, DatetimeMS, Binary, Decimal128, Regex,
-    Timestamp, Script, MinKey, MaxKey, DBRef, Twice, OddDocument,
+    Timestamp, Script, MinKey, MaxKey, Twice, OddDocument,
 }  # fmt: skip
 
 
@@ -175,6 +174,8 @@ def normalise(value: Any) -> Any:
         return [normalise(item) for item in value]
     if isinstance(value, date):
         return _normalise_date(value)
+    if isinstance(value, DBRef):
+        return normalise(value.as_doc())
     return _normalise_scalar(value)
 
 
@@ -270,37 +271,3 @@ def _element(name: bytes, value: Any) -> bytes:
 def _sized_text(text: str) -> bytes:
     data = text_bytes(text) + b"\0"
     return struct.pack("<i", len(data)) + data
-
-
-# -- the way back ------------------------------------------------------------------------------------------
-
-_JSON_OPTIONS: Final = json_util.JSONOptions(
-    uuid_representation=UuidRepresentation.UNSPECIFIED,
-    datetime_conversion=DatetimeConversion.DATETIME_MS,
-    json_mode=json_util.JSONMode.CANONICAL,
-)
-
-
-def from_ejson(parsed: Any) -> Any:
-    """The value of parsed Extended JSON, canonical or relaxed, also of `$warpBson`."""
-    if isinstance(parsed, list):
-        return [from_ejson(item) for item in parsed]
-    if not isinstance(parsed, dict):
-        return parsed
-    if len(parsed) == 1:
-        ((name, inner),) = parsed.items()
-        if name == WARP_BSON and isinstance(inner, str):
-            return next(iter(decode_odd(base64.b64decode(inner)).values()))
-        if name == "$date" and isinstance(inner, str):
-            return normalise(datetime.fromisoformat(inner))
-        if name == "$numberDecimal":
-            return _decimal(inner)
-    value = json_util.object_hook({name: from_ejson(inner) for name, inner in parsed.items()}, _JSON_OPTIONS)
-    return Script(value) if isinstance(value, Code) else value
-
-
-def _decimal(text: str) -> Decimal128 | Decimal:
-    try:
-        return Decimal128(text)
-    except ArithmeticError:  # more digits than Decimal128 has, from a connector without BSON
-        return Decimal(text)

@@ -17,6 +17,7 @@ from bson.binary import Binary, UuidRepresentation
 from bson.datetime_ms import DatetimeMS
 from bson.dbref import DBRef
 
+from cartridge_warp.kernel.ejson import from_ejson
 from cartridge_warp.kernel.odd import (
     EPOCH,
     MICROSECOND,
@@ -25,7 +26,6 @@ from cartridge_warp.kernel.odd import (
     Script,
     Twice,
     decode_odd,
-    from_ejson,
     normalise,
     pairs_of,
 )

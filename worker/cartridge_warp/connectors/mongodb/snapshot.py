@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
 from itertools import pairwise
 from typing import Any, Final
 
 from bson.objectid import ObjectId
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from cartridge_warp.config import UnitSettings
 from cartridge_warp.connectors.mongodb.keys import dump_key, key_of, key_type, load_key, raw_query
-from cartridge_warp.connectors.mongodb.position import position_time
+from cartridge_warp.connectors.mongodb.position import position_time, version_of
 from cartridge_warp.connectors.mongodb.reads import session_at, split_documents
 from cartridge_warp.connectors.mongodb.sizes import Sizes, statistics
 from cartridge_warp.kernel.bson import identity
@@ -25,6 +29,7 @@ _WORTH_SPLITTING: Final = 20_000
 _SAMPLES_PER_RANGE: Final = 10
 _LARGEST_SAMPLE: Final = 0.045  # above a twentieth of the collection $sample reads all of it
 _STATISTICS_AT_ONCE: Final = 8
+_LONGEST_WALK: Final = 60.0  # seconds; the older a page's stamp, the more rows the stream has overtaken
 _BY_KEY: Final = [("_id", 1)]
 _OBJECT_ID_BYTES: Final = 12
 _OBJECT_ID: Final = 0x07
@@ -71,6 +76,7 @@ class Ranges:
         self._majority = database.with_options(read_concern=ReadConcern("majority"))
         self._sizes = sizes
         self._timeout_ms = timeout_ms
+        self._walks: dict[tuple[str, Bounds], _Walk] = {}
 
     async def ends(self, table: str) -> list[bytes]:
         """The first and the last document by the index on `_id`, with only that field."""
@@ -109,69 +115,107 @@ class Ranges:
         return [key_of(keys[len(keys) * part // parts]) for part in range(1, parts)] if keys else []
 
     async def read(self, table: str, bounds: Bounds, stamp: Stamp, rows: int, max_bytes: int) -> ChunkPage:
-        """One page of a range. Documents in key order; the rest begins behind the last of them."""
-        wanted = rows + 1 if bounds.after else rows
-        per_answer = max(1, min(wanted, max_bytes // max(1, await self._sizes.of(table)) + 1))
+        """One page of a range. Documents in key order; the rest begins behind the last of them.
+
+        The query goes on with the next page of the same range for a while, instead of seeking again: its
+        documents are then still as of the stamp that it began with, which the page names.
+        """
+        walk = self._walks.pop((table, bounds), None)
+        if walk is not None and walk.age > _LONGEST_WALK:
+            await walk.close()
+            walk = None
+        if walk is None:
+            walk = await self._begin(table, bounds, stamp, max(1, min(rows, max_bytes // await self._size(table) + 1)))
+        try:
+            page = await walk.page(rows, max_bytes)
+        except BaseException:
+            await walk.close()
+            raise
+        self._sizes.saw(table, len(page), sum(map(len, page)))
+        rest = None
+        if walk.more:
+            rest = Bounds(dump_key(key_of(page[-1])), bounds.upper, after=True)
+            self._walks[table, rest] = walk
+        else:
+            await walk.close()
+        return ChunkPage(page, rest, sum(map(len, page)), version_of(position_time(walk.stamp.position)))
+
+    async def _size(self, table: str) -> int:
+        return max(1, await self._sizes.of(table))
+
+    async def _begin(self, table: str, bounds: Bounds, stamp: Stamp, answer: int) -> _Walk:
         options: dict[str, Any] = {}
         if bounds.lower is not None:
             options["min"] = raw_query("_id", load_key(bounds.lower))
         if bounds.upper is not None:
             options["max"] = raw_query("_id", load_key(bounds.upper))
-        async with session_at(self._database.client, position_time(stamp.position)) as session:
-            cursor = self._majority[table].find_raw_batches(
-                {},
-                sort=_BY_KEY,
-                hint=_BY_KEY,  # with min and max; a plain $gte would skip keys of other types
-                limit=wanted,
-                batch_size=per_answer,
-                session=session,
-                max_time_ms=self._timeout_ms,
-                **options,
-            )
-            page = _Page(bounds, rows, max_bytes)
-            async for raw in cursor:
-                if page.add(split_documents(raw)):
-                    break
-            await cursor.close()
-        self._sizes.saw(table, len(page.documents), page.bytes)
-        return page.result()
+        stack = AsyncExitStack()
+        session = await stack.enter_async_context(session_at(self._database.client, position_time(stamp.position)))
+        cursor = self._majority[table].find_raw_batches(
+            {},
+            sort=_BY_KEY,
+            hint=_BY_KEY,  # with min and max; a plain $gte would skip keys of other types
+            batch_size=answer,
+            session=session,
+            max_time_ms=self._timeout_ms + int(_LONGEST_WALK * 1000),
+            **options,
+        )
+        stack.push_async_callback(cursor.close)
+        seen = identity(load_key(bounds.lower)) if bounds.lower is not None and bounds.after else None
+        return _Walk(stack, cursor, stamp, seen)
+
+    async def close(self) -> None:
+        """End the queries that were to go on."""
+        while self._walks:
+            await self._walks.popitem()[1].close()
 
 
-class _Page:
-    """Collects documents up to the bounds of a page."""
+class _Walk:
+    """One query on its way through a range. `more` is False when the range has no further document."""
 
-    def __init__(self, bounds: Bounds, rows: int, max_bytes: int) -> None:
-        self.documents: list[bytes] = []
-        self.bytes = 0
-        self._bounds = bounds
-        self._rows = rows
-        self._max_bytes = max_bytes
-        self._full = False
-        self._seen = None if bounds.lower is None or not bounds.after else identity(load_key(bounds.lower))
+    def __init__(self, stack: AsyncExitStack, cursor: Any, stamp: Stamp, seen: object) -> None:
+        self.stamp = stamp
+        self.more = True
+        self._stack = stack
+        self._cursor = cursor
+        self._seen = seen
+        self._left: deque[bytes] = deque()
+        self._began = time.monotonic()
 
-    def add(self, documents: Iterable[bytes]) -> bool:
-        """Take what fits. True when the page is full."""
-        for document in documents:
-            if self._seen is not None:
-                seen, self._seen = self._seen, None
-                if identity(key_of(document)) == seen:
-                    continue
-            if self.documents and self.bytes + len(document) > self._max_bytes:
-                self._full = True
-                break
-            self.documents.append(document)
-            self.bytes += len(document)
-            if len(self.documents) >= self._rows:
-                self._full = True
-                break
-        return self._full
+    @property
+    def age(self) -> float:
+        """Seconds since the query began."""
+        return time.monotonic() - self._began
 
-    def result(self) -> ChunkPage:
-        """The page with the range that is left."""
-        rest = None
-        if self._full:
-            rest = Bounds(dump_key(key_of(self.documents[-1])), self._bounds.upper, after=True)
-        return ChunkPage(self.documents, rest, self.bytes)
+    async def page(self, rows: int, max_bytes: int) -> list[bytes]:
+        """The next documents: at least one unless none is left, then as many as fit."""
+        page: list[bytes] = []
+        size = 0
+        while await self._filled():
+            if page and (len(page) >= rows or size + len(self._left[0]) > max_bytes):
+                return page
+            document = self._left.popleft()
+            size += len(document)
+            page.append(document)
+        self.more = False
+        return page
+
+    async def _filled(self) -> bool:
+        """Make sure that a document waits; False at the end."""
+        while not self._left:
+            raw = await anext(self._cursor, None)
+            if raw is None:
+                return False
+            self._left.extend(split_documents(raw))
+            seen, self._seen = self._seen, None
+            if seen is not None and self._left and identity(key_of(self._left[0])) == seen:
+                self._left.popleft()  # the lower end itself was copied with the page before
+        return True
+
+    async def close(self) -> None:
+        """End the query on the server."""
+        with suppress(PyMongoError):  # the server forgets it by itself when it cannot be told
+            await self._stack.aclose()
 
 
 def _interpolate(first: ObjectId, last: ObjectId, parts: int) -> list[ObjectId]:

@@ -142,7 +142,8 @@ class MongoDBUnit:
             return await self._ranges.read(table, bounds, stamp, rows, max_bytes)
 
     async def close(self) -> None:
-        """Nothing is held between calls: a stream ends with its iterator, the client with the connector."""
+        """End the queries of snapshots; a stream ends with its iterator, the client with the connector."""
+        await self._ranges.close()
 
     def _note(self, message: str) -> None:
         if self.observer is not None:

@@ -35,12 +35,30 @@ _DATA_KIND = {
 
 async def rekey(target: PostgreSQLTarget, table: str) -> int:
     """Add `_warp_key`, fill it, index it, swap it in, replay what waited. Returns how many were replayed."""
+    if not await _needed(target, table):
+        return 0
     plan = await _add_column(target, table)
     if plan is not None:
         await _fill(target, table)
         await _build_index(target, plan)
         await _swap(target, table)
     return await _replay(target, table)
+
+
+async def _needed(target: PostgreSQLTarget, table: str) -> bool:
+    async with target.transaction([table]) as t:
+        plan = t.plan(table)
+        if plan is not None and plan.fills_key:
+            return True
+        cursor = await t.c.execute(
+            target.statements.m(
+                'SELECT EXISTS (SELECT FROM {m}.dead_letters WHERE target = {t} AND "table" = %s'
+                " AND state = 'open' AND class = 'key_type')"
+            ),
+            (table,),
+        )
+        row = await cursor.fetchone()
+        return bool(row and row[0])
 
 
 async def _save(t: DataTransaction, before: TablePlan, change: str, **parts: Any) -> None:
@@ -64,14 +82,19 @@ async def _add_column(target: PostgreSQLTarget, table: str) -> TablePlan | None:
 
 
 async def _fill(target: PostgreSQLTarget, table: str) -> None:
+    """In pages of the old key, so that each transaction and each look at the table is short."""
+    last: tuple[str, ...] = ()
     while True:
         async with target.transaction([table]) as t:
             plan = t.plan(table)
             if plan is None or not plan.native:
                 return
-            cursor = await t.c.execute(target.statements.fill_keys(plan), (FILL_PAGE,))
-            if cursor.rowcount == 0:
+            page = target.statements.page(plan, first=not last)
+            end = await (await t.c.execute(page, (*last, FILL_PAGE))).fetchone()
+            if end is None:
                 return
+            await t.c.execute(target.statements.fill_keys(plan, first=not last), (*last, end[0]))
+            last = (end[0],)
 
 
 async def _build_index(target: PostgreSQLTarget, plan: TablePlan) -> None:

@@ -137,9 +137,9 @@ class RowWriter:
         assert prepared.plan is not None
         if not prepared.rows.index:
             return
-        async with self.t.c.cursor() as cursor:
-            async with cursor.copy(self.t.target.statements.copy(prepared.plan)) as copy:
-                await copy.write(copy_buffer(prepared.rows.fields))
+        statement = self.t.target.statements.copy(prepared.plan)
+        async with self.t.c.cursor() as cursor, cursor.copy(statement) as copy:
+            await copy.write(copy_buffer(prepared.rows.fields))
         self._count(prepared.plan, prepared)
 
     # -- slices and bisection -------------------------------------------------------------------------

@@ -127,12 +127,11 @@ class Statements:
 
     # -- a key that changes from one type to a hash ---------------------------------------------------
 
-    def fill_keys(self, plan: TablePlan) -> Composed:
-        """Give the next rows their `_warp_key`. Parameter: how many."""
-        return SQL(
-            "UPDATE {rel} AS t SET _warp_key = {hash} WHERE t.ctid = ANY (ARRAY("
-            "SELECT ctid FROM {rel} WHERE _warp_key IS NULL LIMIT %s))"
-        ).format(rel=self.relation(plan), hash=self.key_hash(plan, "t"))
+    def fill_keys(self, plan: TablePlan, *, first: bool) -> Composed:
+        """Give a page's rows their `_warp_key`. Parameters: the last key unless first, the page's end."""
+        return SQL("UPDATE {rel} AS t SET _warp_key = {hash} WHERE {range} AND t._warp_key IS NULL").format(
+            rel=self.relation(plan), hash=self.key_hash(plan, "t"), range=self._range(plan, first=first)
+        )
 
     def key_index(self, plan: TablePlan) -> tuple[Composed, Composed]:
         """Drop and build the unique index of the new key; the name depends on the table alone."""
@@ -238,7 +237,7 @@ class Statements:
     def _one_version(self) -> SQL:
         return SQL("(SELECT %s::bigint AS version, NULL::bytea AS hash, NULL::text AS doc) AS k")
 
-    def sweep_page(self, plan: TablePlan, *, first: bool) -> Composed:
+    def page(self, plan: TablePlan, *, first: bool) -> Composed:
         """The last key of the next page, as text. Parameters: the last key unless first, the page's size."""
         where = SQL("") if first else SQL("WHERE {key} > {cast}")
         return SQL(
@@ -252,26 +251,21 @@ class Statements:
     def _key_parameter(self, plan: TablePlan) -> SQL:
         return SQL("%s::" + KEY_TYPES[plan.key_kind].sql)
 
+    def _range(self, plan: TablePlan, *, first: bool) -> Composed:
+        """A page of rows `t`: behind the last key unless it is the first one, up to the page's end."""
+        key, cast = Identifier("t", plan.key_column), self._key_parameter(plan)
+        end = SQL("{key} <= {cast}").format(key=key, cast=cast)
+        return end if first else SQL("{key} > {cast} AND {end}").format(key=key, cast=cast, end=end)
+
     def sweep(self, plan: TablePlan, *, first: bool, soft: bool) -> Composed:
         """Sweep one page of rows older than `version`. Parameters: version, [last key unless first], end key,
         reason. A key with an open dead letter stays: its document exists in the source."""
-        key = Identifier("t", plan.key_column)
-        after: Composable = SQL("")
-        if not first:
-            after = SQL("{key} > {cast} AND ").format(key=key, cast=self._key_parameter(plan))
         where = SQL(
-            "{after}{key} <= {cast} AND t._warp_version < k.version AND NOT EXISTS ("
+            "{range} AND t._warp_version < k.version AND NOT EXISTS ("
             'SELECT FROM {m}.dead_letters d WHERE d.target = {t} AND d."table" = {table}'
             " AND d.state IN ('open', 'waiting') AND d.key = {hash})"
         ).format(
-            after=after, key=key, cast=self._key_parameter(plan), m=self.meta, t=Literal(self.target),
-            table=Literal(plan.table), hash=self.key_hash(plan, "t"),
+            range=self._range(plan, first=first), m=self.meta, t=Literal(self.target), table=Literal(plan.table),
+            hash=self.key_hash(plan, "t"),
         )  # fmt: skip
         return self._gone(plan, self._one_version(), where, at="now()", soft=soft)
-
-    def count(self, plan: TablePlan) -> Composed:
-        """How many live rows a table holds."""
-        where: Composable = SQL("")
-        if plan.soft_column:
-            where = SQL(" WHERE NOT {}").format(Identifier(plan.soft_column))
-        return SQL("SELECT count(*) FROM {}{}").format(self.relation(plan), where)

@@ -246,7 +246,7 @@ class PostgreSQLTarget:
                 if state.plan is None or state.start_version is None or state.state != "snapshotting":
                     return removed
                 first = () if last is None else (last,)
-                page = self.statements.sweep_page(state.plan, first=last is None)
+                page = self.statements.page(state.plan, first=last is None)
                 end = await (await t.c.execute(page, (*first, SWEEP_PAGE))).fetchone()
                 if end is None:
                     return removed
@@ -254,6 +254,10 @@ class PostgreSQLTarget:
                 cursor = await t.c.execute(statement, (state.start_version, *first, end[0], "sweep"))
                 removed += cursor.rowcount
                 last = end[0]
+
+    def connections(self) -> tuple[int, int]:
+        """Connections of the whole pool: open, and in use."""
+        return self.destination.pool_use()
 
     async def rekey(self, table: str) -> int:
         """Move a table to `_warp_key` and write the documents that waited for it."""
