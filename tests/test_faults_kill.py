@@ -188,7 +188,7 @@ async def test_a_worker_frozen_in_a_transaction_writes_nothing_after_a_take_over
         await replica.settled()
         with psycopg.connect(postgres) as blocker:
             blocker.execute(f'SELECT 1 FROM "{mongo.name}".items WHERE _id = 7 FOR UPDATE')
-            mongo.db.items.update_many({}, {"$set": {"n": 1}})
+            mongo.db.items.update_one({"_id": 7}, {"$set": {"n": 1}})
             await until(lambda: waiting_backends(replica))
             frozen.freeze()
             blocker.rollback()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from bson import Decimal128, Int64, ObjectId
+
 from warp_testing.servers import MongoServer, PostgresServer
 from warp_testing.world import World, world
 

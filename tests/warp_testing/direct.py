@@ -54,7 +54,9 @@ def upsert(version: int, document: Mapping[str, Any] | bytes, **parts: Any) -> C
 
 def delete(version: int, key: Any) -> Change:
     """A delete, at a version."""
-    return Change(Op.DELETE, decode(encoded({"_id": key}))["_id"], START + version, None, 1000, None, OperationType.DELETE)
+    return Change(
+        Op.DELETE, decode(encoded({"_id": key}))["_id"], START + version, None, 1000, None, OperationType.DELETE
+    )
 
 
 class Direct:

@@ -16,7 +16,7 @@ from cartridge_warp.core import WarpConfig, WarpRunner
 from cartridge_warp.observe.events import Event, Observer
 
 
-def config_for(source: str, destination: str, schema: str, **overrides: Any) -> WarpConfig:
+def config_for(source: str, destination: str, schema: str, /, **overrides: Any) -> WarpConfig:
     """The configuration of one schema; `overrides` may be nested."""
     base: dict[str, Any] = {
         "source": {"type": "mongodb", "connection_string": source, "database": schema},

@@ -13,6 +13,7 @@ import psycopg
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 from pymongo.database import Database
+
 from warp_testing.replica import Replica, config_for
 from warp_testing.servers import MongoServer, PostgresServer
 

@@ -68,12 +68,15 @@ async def batches(
                 return
             arrived.clear()
             news = asyncio.create_task(arrived.wait())
-            await asyncio.wait({news, reader, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            news.cancel()
+            try:
+                await asyncio.wait({news, reader, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                news.cancel()
     finally:
         stopped.cancel()
-        reader.cancel()
-        await asyncio.wait({reader})
+        while not reader.done():  # once is not enough: Python 3.11's wait_for, inside the driver, can lose it
+            reader.cancel()
+            await asyncio.wait({reader}, timeout=1.0)
         while not ready.empty():
             ready.get_nowait()
             budget.release()

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 import uuid
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -100,7 +100,8 @@ class Session:
         limit = min(handling.max_backoff_seconds, handling.backoff_factor**attempt)
         delay = random.uniform(0, limit)  # noqa: S311 (jitter, not a secret)
         self.emit(Failed, table=table, error_type=error.code, message=str(error), attempt=attempt, retry_in=delay)
-        await asyncio.sleep(delay)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.stop.wait(), delay)
 
     # -- the session ----------------------------------------------------------------------------------
 
@@ -182,6 +183,8 @@ class Session:
                     raise
                 careful = True
             except LockTimeout as error:
+                if self.stop.is_set():  # whoever waits for our end does not wait for the lock; the batch comes again
+                    raise
                 attempt += 1
                 await self.backoff(error, "*", attempt)
         self.commits += 1

@@ -1,6 +1,6 @@
 """The hot path: from documents to the bytes of PostgreSQL's binary COPY, and back.
 
-`plan` (columns, types), `bson` (documents to values, keys), `columns` and `encode` (values to rows) run for
+`plan` (columns, types), `bson` (documents to values), `keys`, `columns` and `encode` (values to rows) run for
 every document; `ejson` for structured values; `odd` and `rebuild` are for what is rare.
 """
 

@@ -19,8 +19,8 @@ from bson import Decimal128, Int64, ObjectId
 from bson.binary import UUID_SUBTYPE, Binary
 from bson.datetime_ms import DatetimeMS
 
-from cartridge_warp.kernel.bson import END_MS, FIRST_MS, micros, relaxed_json
-from cartridge_warp.kernel.odd import shown_text
+from cartridge_warp.kernel.ejson import relaxed_json
+from cartridge_warp.kernel.odd import END_MS, FIRST_MS, micros, shown_text
 from cartridge_warp.kernel.plan import ColumnKind
 
 __all__ = ["NULL", "bigints", "encode_column", "sized"]

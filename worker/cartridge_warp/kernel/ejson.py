@@ -29,7 +29,7 @@ from cartridge_warp.kernel.odd import (
     shown_text,
     text_bytes,
     warp_bson,
-)  # fmt: skip
+)
 
 __all__ = ["canonical", "from_ejson", "key_text", "parse_canonical", "quote", "relaxed_json"]
 

@@ -28,7 +28,9 @@ from bson.errors import BSONError
 from cartridge_warp.errors import Policy, WarpError
 
 __all__ = [
+    "END_MS",
     "EPOCH",
+    "FIRST_MS",
     "MALFORMED",
     "MICROSECOND",
     "OPTIONS",
@@ -38,6 +40,7 @@ __all__ = [
     "Script",
     "Twice",
     "decode_odd",
+    "micros",
     "normalise",
     "pairs_of",
     "regex_flags",
@@ -49,6 +52,9 @@ __all__ = [
 WARP_BSON: Final = "$warpBson"
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
+# timestamptz reaches from 4713 BC to the year 294276 (PostgreSQL: src/include/datatype/timestamp.h).
+FIRST_MS: Final = -210_866_803_200_000
+END_MS: Final = 9_224_318_016_000_000
 MALFORMED: Final = (BSONError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
 """What decoding or encoding raises for a bad document; MemoryError is not the document's fault."""
 
@@ -190,6 +196,11 @@ def _normalise_date(value: date) -> Any:
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     milliseconds, rest = divmod((moment - EPOCH) // MICROSECOND, 1000)
     return moment if rest else DatetimeMS(milliseconds)
+
+
+def micros(value: Any) -> int:
+    """Microseconds since 1970 of a date."""
+    return int(value) * 1000 if type(value) is DatetimeMS else (value - EPOCH) // MICROSECOND
 
 
 def _normalise_scalar(value: Any) -> Any:

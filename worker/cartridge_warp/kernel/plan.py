@@ -15,22 +15,10 @@ from typing import Any, Final, NamedTuple
 from cartridge_warp.kernel.names import column_name, relation_name
 
 __all__ = [
-    "EXTRA_COLUMN",
-    "KEY_COLUMN",
-    "KEY_TYPES",
-    "PG_TYPES",
-    "VERSION_COLUMN",
-    "ColumnKind",
-    "ColumnPlan",
-    "KeyKind",
-    "PgType",
-    "TablePlan",
-    "column_name",
-    "copy_columns",
-    "decide_kind",
-    "key_definition",
+    "EXTRA_COLUMN", "KEY_COLUMN", "KEY_TYPES", "PG_TYPES", "VERSION_COLUMN", "ColumnKind", "ColumnPlan",
+    "KeyKind", "PgType", "TablePlan", "column_name", "copy_columns", "decide_kind", "key_definition",
     "relation_name",
-]
+]  # fmt: skip
 
 KEY_COLUMN: Final = "_warp_key"
 VERSION_COLUMN: Final = "_warp_version"

@@ -26,6 +26,7 @@ from cartridge_warp.records import Batch, Position
 __all__ = ["Feed"]
 
 MAX_AWAIT_MS: Final = 500
+_EVENTS_PER_ANSWER: Final = 5000  # some servers give 101 at a time unless they are asked
 _SLIM_EVENTS: Final = 100
 _CLOSED_EARLY_PAUSE: Final = 1.0
 
@@ -125,6 +126,7 @@ class Feed:
         return await self._database.watch(
             stages(self._settings, self.features, slim=slim),
             max_await_time_ms=MAX_AWAIT_MS,
+            batch_size=_EVENTS_PER_ANSWER,
             show_expanded_events=True if self.features.expanded_events else None,
             **start,
         )

@@ -18,7 +18,9 @@ __all__ = ["Reader"]
 
 _MOST_EVENTS: Final = 10_000
 _SLICE_SECONDS: Final = 0.01
+_CANCEL_AGAIN_SECONDS: Final = 1.0
 _SHORTEST_WAIT: Final = 0.02
+_WAITED_SECONDS: Final = 0.001  # longer than taking a buffered event: it was a getMore
 
 
 class Reader:
@@ -32,6 +34,7 @@ class Reader:
         self.idle = False
         self.done = False
         self.error: Exception | None = None
+        self._stopping = False
         self._stream = stream
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -71,8 +74,12 @@ class Reader:
 
     async def close(self) -> None:
         """End the reading and the stream on the server."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        self._stopping = True
+        # Python 3.11's wait_for, inside the driver, loses a cancellation that comes just as it is done. The
+        # pause is long enough for the driver to take leave of the server.
+        while not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task}, timeout=_CANCEL_AGAIN_SECONDS)
 
     async def _run(self) -> None:
         try:
@@ -88,20 +95,22 @@ class Reader:
     async def _read(self) -> None:
         clock = asyncio.get_running_loop().time
         started = clock()
-        while self._stream.alive:
+        while self._stream.alive and not self._stopping:
             asked = clock()
             # A buffered event returns without a switch to other tasks, else this is one getMore.
             event = await self._stream.try_next()
+            if (now := clock()) - asked > _WAITED_SECONDS:
+                started = now
             if event is None:
                 self.idle = True
                 self._news.set()
-                await asyncio.sleep(max(0.0, _SHORTEST_WAIT - (clock() - asked)))
+                await asyncio.sleep(max(0.0, _SHORTEST_WAIT - (now - asked)))
                 continue
             self._queue_up(event)
             if self._bytes >= self._max_bytes or len(self._queue) >= _MOST_EVENTS:
                 await self._wait_for_room()
                 started = clock()
-            elif asked - started > _SLICE_SECONDS:
+            elif now - started > _SLICE_SECONDS:
                 await asyncio.sleep(0)
                 started = clock()
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["leave", "stand_by_or_go", "take", "try_lock"]
 
 DEAD_AFTER = 20  # seconds without a heartbeat
+TAKE_LOCK_TIMEOUT = "3s"  # how long a take-over waits for the last holder's transactions before it ends them
 ENDED = ("stopped", "done", "failed")
 Connection = AsyncConnection[Any]
 
@@ -52,7 +53,7 @@ async def stand_by_or_go(target: PostgreSQLTarget, c: Connection) -> None:
     """Return when this worker may take the epoch; raise TargetBusy while another one is alive."""
     if await try_lock(target, c):
         return
-    holder = await (await c.execute(target.statements.m(_HOLDER))).fetchone()
+    holder = await (await c.execute(target.statements.m(_HOLDER), ())).fetchone()
     if holder is None or (target.destination.pooled and holder[2] in ENDED) or holder[3] > DEAD_AFTER:
         return
     raise TargetBusy(
@@ -67,7 +68,7 @@ async def take(target: PostgreSQLTarget, c: Connection, source: SourceIdentity, 
         try:
             async with c.transaction():
                 await c.execute("SET LOCAL synchronous_commit = on")
-                await c.execute("SET LOCAL lock_timeout = '3s'")
+                await c.execute(SQL("SET LOCAL lock_timeout = {}").format(TAKE_LOCK_TIMEOUT))
                 created = await _create_schema(target, c)
                 await _own(target, c, source, created=created, take_over=take_over)
                 return await _raise_epoch(target, c)
@@ -79,7 +80,8 @@ async def take(target: PostgreSQLTarget, c: Connection, source: SourceIdentity, 
                 target.statements.m(
                     "SELECT pg_terminate_backend(a.pid) FROM {m}.fence f JOIN pg_stat_activity a"
                     " ON a.application_name = 'cartridge-warp ' || f.instance WHERE f.target = {t}"
-                )
+                ),
+                (),
             )
     raise AssertionError("unreachable")
 
@@ -110,7 +112,7 @@ async def _own(
         (mine, source.cluster, source.database, created),
     )
     cursor = await c.execute(
-        m("SELECT identity, source_cluster, source_database FROM {m}.owners WHERE target = {t} FOR UPDATE")
+        m("SELECT identity, source_cluster, source_database FROM {m}.owners WHERE target = {t} FOR UPDATE"), ()
     )
     row = await cursor.fetchone()
     assert row is not None
@@ -142,13 +144,13 @@ async def _raise_epoch(target: PostgreSQLTarget, c: Connection) -> int:
     assert row is not None
     await target.markers.release_chunks(c)
     await c.execute(
-        m("UPDATE {m}.sync_runs SET state = 'killed', ended_at = now() WHERE target = {t} AND state = 'running'")
+        m("UPDATE {m}.sync_runs SET state = 'killed', ended_at = now() WHERE target = {t} AND state = 'running'"), ()
     )
     await c.execute(
         m("INSERT INTO {m}.sync_runs (target, instance, mode) VALUES ({t}, %s, %s)"),
         (target.instance, target.settings.mode),
     )
-    await c.execute(m("DELETE FROM {m}.workers WHERE target = {t} AND heartbeat < now() - interval '7 days'"))
+    await c.execute(m("DELETE FROM {m}.workers WHERE target = {t} AND heartbeat < now() - interval '7 days'"), ())
     return int(row[0])
 
 

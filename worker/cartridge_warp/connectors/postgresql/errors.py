@@ -79,4 +79,6 @@ def translate(error: psycopg.Error, where: str) -> WarpError:
         for fragment, step in _REFUSED_TEXTS.items():
             if fragment in text:
                 return DestinationRefused(f"{where}: {text}; {step}")
+    if not state and not isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+        return WarpError(f"{where}: {text}; this is a fault of the worker: please report it")
     return Unavailable(f"{where}: {text}")

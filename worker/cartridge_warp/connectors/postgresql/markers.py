@@ -59,7 +59,8 @@ class Markers:
             self.statements.m(
                 "SELECT position, seq, version_offset, source_time FROM {m}.sync_markers"
                 " WHERE target = {t} AND \"table\" = '' AND kind = 'stream'"
-            )
+            ),
+            (),
         )
         row = await cursor.fetchone()
         return Marker(*row) if row else None
@@ -186,7 +187,7 @@ class Markers:
     async def relations(self, c: Connection) -> set[str]:
         """Names of the destination tables that belong to some collection already."""
         cursor = await c.execute(
-            self.statements.m("SELECT relation FROM {m}.tables WHERE target = {t} AND relation IS NOT NULL")
+            self.statements.m("SELECT relation FROM {m}.tables WHERE target = {t} AND relation IS NOT NULL"), ()
         )
         return {row[0] for row in await cursor.fetchall()}
 
@@ -254,7 +255,8 @@ class Markers:
             self.statements.m(
                 "UPDATE {m}.snapshot_chunks SET state = 'open', claim = NULL, instance = NULL, updated_at = now()"
                 " WHERE target = {t} AND state = 'claimed'"
-            )
+            ),
+            (),
         )
 
     async def claim(self, c: Connection, table: str, instance: uuid.UUID) -> Chunk | None:

@@ -47,7 +47,7 @@ async def migrate(c: AsyncConnection[Any], schema: str) -> None:
                 await c.execute(SQL(text).format(m=name))
                 await c.execute(
                     SQL("INSERT INTO {}.migrations (version, name, min_worker_version) VALUES (%s, %s, %s)").format(
-                        name
+                        Identifier(schema.replace("%", "%%"))  # with parameters a single % is a placeholder
                     ),
                     (version, title, oldest[1] if oldest else __version__),
                 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cartridge_warp.connectors.base import TableState
 from cartridge_warp.connectors.postgresql.structure import primary_key
 from cartridge_warp.errors import StructureChanged
-from cartridge_warp.kernel.bson import parse_canonical
+from cartridge_warp.kernel.bson import from_ejson
 from cartridge_warp.kernel.plan import KEY_COLUMN, PG_TYPES, ColumnKind, ColumnPlan, KeyKind, TablePlan
 from cartridge_warp.records import Change, Op, TableBatch
 
@@ -153,7 +153,6 @@ async def _replay(target: PostgreSQLTarget, table: str) -> int:
 async def _write(t: DataTransaction, state: TableState, rows: list[Any]) -> None:
     assert state.plan is not None
     batch = TableBatch(state.collection, key_field=state.plan.key_field)
-    for _, document, version, key in rows:
-        image = parse_canonical(document)
-        batch.changes.append(Change(Op.UPSERT, parse_canonical(key), version, image))
+    for _, document, version, key in rows:  # both come parsed out of jsonb
+        batch.changes.append(Change(Op.UPSERT, from_ejson(key), version, from_ejson(document)))
     await t.write_table(state, batch)

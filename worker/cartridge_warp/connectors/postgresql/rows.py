@@ -15,7 +15,7 @@ from cartridge_warp.connectors.base import TableState
 from cartridge_warp.connectors.postgresql.arrays import BinaryArray, copy_buffer, parameters
 from cartridge_warp.connectors.postgresql.errors import is_row_error, translate
 from cartridge_warp.errors import RowError
-from cartridge_warp.kernel.bson import canonical, decode, key_hash, key_text
+from cartridge_warp.kernel.bson import canonical, decode, identity, key_hash, key_text
 from cartridge_warp.kernel.encode import EncodedRows, Rejected, encode_keys, encode_rows
 from cartridge_warp.kernel.plan import KeyKind, TablePlan
 from cartridge_warp.records import KEY_IN_IMAGE, Change, Document, Observed, Op, TableBatch
@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "RowWriter", "encode"]
 
 SLICE = 5000  # rows in one statement: beyond this the server's function scan spills to disk
+
+# A page of a snapshot may be older than what the stream has done to the same key: a delete that it came before,
+# or a newer document that waits already. Then nothing is left to wait for.
+_BURY = """
+INSERT INTO {m}.dead_letters (target, "table", key, document_id, version, row, class, message)
+SELECT {t}, %(table)s, %(key)s, %(document_id)s::jsonb, %(version)s, %(row)s::jsonb, %(class)s, %(message)s
+WHERE NOT EXISTS (SELECT FROM {m}.tombstones k WHERE k.target = {t} AND k."table" = %(table)s
+    AND k.key = %(key)s AND k.version > %(version)s)
+AND NOT EXISTS (SELECT FROM {m}.dead_letters d WHERE d.target = {t} AND d."table" = %(table)s
+    AND d.key = %(key)s AND d.state IN ('open', 'waiting') AND d.version > %(version)s)
+"""
 
 
 @dataclass
@@ -72,6 +83,13 @@ def _key(change: Change, field_: str | None) -> Any:
         except Exception:  # undecodable bytes are kept whole, under no key
             change.key = None
     return change.key
+
+
+def _key_of_row(plan: TablePlan, key: Any) -> Any:
+    """The key of the row that a delete means. 5.0 is 5 to MongoDB: the row may be of a document that was replaced
+    by one with the other type of number, which waits for a key of all types."""
+    same = identity(key) if plan.key_kind is KeyKind.int else key
+    return same if type(same) is int else key
 
 
 def _document(change: Change) -> str:
@@ -208,7 +226,7 @@ class RowWriter:
         if not changes:
             return
         hashes = [key_hash(change.key) for change in changes]
-        keys = encode_keys(plan, [change.key for change in changes])
+        keys = encode_keys(plan, [_key_of_row(plan, change.key) for change in changes])
         chosen = [changes[position] for position in keys.index]
         chosen_hashes = [hashes[position] for position in keys.index]
         statement = self.t.target.statements.delete(plan, soft=self._soft(plan))
@@ -253,13 +271,15 @@ class RowWriter:
                 " error_handling.dead_letter_queue is false: correct the document or allow dead letters"
             )
         key = _key(change, plan.key_field)
-        await self.t.c.execute(
-            self.t.target.statements.m(
-                'INSERT INTO {m}.dead_letters (target, "table", key, document_id, version, row, class, message)'
-                " VALUES ({t}, %s, %s, %s::jsonb, %s, %s::jsonb, %s, %s)"
-            ),
-            (plan.table, key_hash(key), key_text(key), change.version, _document(change), class_, message),
-        )
+        cursor = await self.t.c.execute(
+            self.t.target.statements.m(_BURY),
+            {
+                "table": plan.table, "key": key_hash(key), "document_id": key_text(key), "version": change.version,
+                "row": _document(change), "class": class_, "message": message,
+            },
+        )  # fmt: skip
+        if cursor.rowcount == 0:
+            return
         dead = self.t.written.dead
         dead[plan.table, class_] = dead.get((plan.table, class_), 0) + 1
 

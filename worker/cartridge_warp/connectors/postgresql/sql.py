@@ -54,6 +54,16 @@ def lock_key(*parts: str) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
+def _name(*parts: str) -> Identifier:
+    """A name in a statement with parameters, where psycopg would take a % for a placeholder."""
+    return Identifier(*(part.replace("%", "%%") for part in parts))
+
+
+def _text(value: str) -> Literal:
+    """A constant in a statement with parameters, for the same reason."""
+    return Literal(value.replace("%", "%%"))
+
+
 def _list(parts: Sequence[Composable]) -> Composed:
     return SQL(", ").join(parts)
 
@@ -64,12 +74,13 @@ class Statements:
     def __init__(self, metadata_schema: str, target: str) -> None:
         self.metadata_schema = metadata_schema
         self.target = target
-        self.meta = Identifier(metadata_schema)
+        self.meta = _name(metadata_schema)
         self._composed: dict[tuple[object, ...], Composed] = {}
 
     def m(self, text: str, **parts: Composable) -> Composed:
-        """A statement on the metadata schema: `{m}` is its name, `{t}` the target as a literal."""
-        return SQL(text).format(m=self.meta, t=Literal(self.target), **parts)
+        """A statement on the metadata schema: `{m}` is its name, `{t}` the target as a literal. To be executed
+        with parameters, if only with none: `()`."""
+        return SQL(text).format(m=self.meta, t=_text(self.target), **parts)
 
     def _once(self, plan: TablePlan, *key: object, compose: Callable[[], Composed]) -> Composed:
         """Compose a statement once for each version of a plan."""
@@ -82,9 +93,12 @@ class Statements:
         """The qualified name of a plan's table."""
         return SQL("{}.{}").format(Identifier(self.target), Identifier(plan.relation))
 
+    def _bound(self, plan: TablePlan) -> Composed:
+        return SQL("{}.{}").format(_name(self.target), _name(plan.relation))
+
     def key_hash(self, plan: TablePlan, alias: str) -> Composed:
         """The hash of a row's key."""
-        return _HASH[plan.key_kind].format(c=Identifier(alias, plan.key_column))
+        return _HASH[plan.key_kind].format(c=_name(alias, plan.key_column))
 
     # -- structure ------------------------------------------------------------------------------------
 
@@ -130,7 +144,7 @@ class Statements:
     def fill_keys(self, plan: TablePlan, *, first: bool) -> Composed:
         """Give a page's rows their `_warp_key`. Parameters: the last key unless first, the page's end."""
         return SQL("UPDATE {rel} AS t SET _warp_key = {hash} WHERE {range} AND t._warp_key IS NULL").format(
-            rel=self.relation(plan), hash=self.key_hash(plan, "t"), range=self._range(plan, first=first)
+            rel=self._bound(plan), hash=self.key_hash(plan, "t"), range=self._range(plan, first=first)
         )
 
     def key_index(self, plan: TablePlan) -> tuple[Composed, Composed]:
@@ -184,20 +198,20 @@ class Statements:
             skip = SQL(
                 ' WHERE NOT EXISTS (SELECT FROM {m}.tombstones k WHERE k.target = {t} AND k."table" = {table}'
                 " AND k.key = {hash} AND k.version > s._warp_version)"
-            ).format(m=self.meta, t=Literal(self.target), table=Literal(plan.table), hash=self.key_hash(plan, "s"))
+            ).format(m=self.meta, t=_text(self.target), table=_text(plan.table), hash=self.key_hash(plan, "s"))
         updated = [*names[1:], *constant]
         return SQL(
             "INSERT INTO {rel} AS t ({into}) SELECT {values} FROM unnest({params}) AS s ({columns}){skip}"
             " ON CONFLICT ({key}) DO UPDATE SET {sets} WHERE t._warp_version <= excluded._warp_version"
         ).format(
-            rel=self.relation(plan),
-            into=_list([Identifier(name) for name in (*names, *constant)]),
-            values=_list([*(Identifier("s", name) for name in names), *constant.values()]),
+            rel=self._bound(plan),
+            into=_list([_name(name) for name in (*names, *constant)]),
+            values=_list([*(_name("s", name) for name in names), *constant.values()]),
             params=_list([SQL("%s")] * len(names)),
-            columns=_list([Identifier(name) for name in names]),
+            columns=_list([_name(name) for name in names]),
             skip=skip,
-            key=Identifier(names[0]),
-            sets=_list([SQL("{0} = excluded.{0}").format(Identifier(name)) for name in updated]),
+            key=_name(names[0]),
+            sets=_list([SQL("{0} = excluded.{0}").format(_name(name)) for name in updated]),
         )
 
     def _gone(self, plan: TablePlan, source: Composable, where: Composable, *, at: str, soft: bool) -> Composed:
@@ -205,29 +219,29 @@ class Statements:
         `source` has k.version, k.hash and k.doc where those are known already. Last parameter: the reason."""
         returning = SQL("RETURNING coalesce(k.hash, {hash}), coalesce(k.doc::jsonb, {doc}), k.version").format(
             hash=self.key_hash(plan, "t"),
-            doc=_DOCUMENT[plan.key_kind].format(c=Identifier("t", plan.key_column)),
+            doc=_DOCUMENT[plan.key_kind].format(c=_name("t", plan.key_column)),
         )
         parts: dict[str, Composable] = {}
         if soft and plan.soft_column:
-            parts = {"soft": Identifier(plan.soft_column), "at": SQL(at)}
+            parts = {"soft": _name(plan.soft_column), "at": SQL(at)}
             change = SQL(
                 "UPDATE {rel} AS t SET {soft} = true, deleted_at = {at}, _warp_version = k.version,"
                 " _warp_synced_at = now() FROM {source} WHERE NOT t.{soft} AND {where} {returning}"
             )
         else:
             change = SQL("DELETE FROM {rel} AS t USING {source} WHERE {where} {returning}")
-        changed = change.format(rel=self.relation(plan), source=source, where=where, returning=returning, **parts)
+        changed = change.format(rel=self._bound(plan), source=source, where=where, returning=returning, **parts)
         return SQL(
             "WITH gone (hash, doc, version) AS ({changed}) INSERT INTO {m}.deletion_audit"
             ' (target, "table", key, document_id, version, reason)'
             " SELECT {t}, {table}, hash, doc, version, %s FROM gone ON CONFLICT DO NOTHING"
-        ).format(changed=changed, m=self.meta, t=Literal(self.target), table=Literal(plan.table))
+        ).format(changed=changed, m=self.meta, t=_text(self.target), table=_text(plan.table))
 
     def _delete(self, plan: TablePlan, soft: bool) -> Composed:
         source = SQL(
             "unnest(%s, %s::bigint[], %s::bigint[], %s::bytea[], %s::text[]) AS k (key, version, at, hash, doc)"
         )
-        where = SQL("{key} = k.key AND t._warp_version <= k.version").format(key=Identifier("t", plan.key_column))
+        where = SQL("{key} = k.key AND t._warp_version <= k.version").format(key=_name("t", plan.key_column))
         return self._gone(plan, source, where, at="to_timestamp(k.at / 1000.0)", soft=soft)
 
     def void(self, plan: TablePlan, *, soft: bool) -> Composed:
@@ -244,8 +258,8 @@ class Statements:
             "SELECT key::text FROM (SELECT {key} AS key FROM {rel} {where} ORDER BY {key} LIMIT %s) page"
             " ORDER BY key DESC LIMIT 1"
         ).format(
-            key=Identifier(plan.key_column), rel=self.relation(plan),
-            where=where.format(key=Identifier(plan.key_column), cast=self._key_parameter(plan)),
+            key=_name(plan.key_column), rel=self._bound(plan),
+            where=where.format(key=_name(plan.key_column), cast=self._key_parameter(plan)),
         )  # fmt: skip
 
     def _key_parameter(self, plan: TablePlan) -> SQL:
@@ -253,7 +267,7 @@ class Statements:
 
     def _range(self, plan: TablePlan, *, first: bool) -> Composed:
         """A page of rows `t`: behind the last key unless it is the first one, up to the page's end."""
-        key, cast = Identifier("t", plan.key_column), self._key_parameter(plan)
+        key, cast = _name("t", plan.key_column), self._key_parameter(plan)
         end = SQL("{key} <= {cast}").format(key=key, cast=cast)
         return end if first else SQL("{key} > {cast} AND {end}").format(key=key, cast=cast, end=end)
 
@@ -265,7 +279,7 @@ class Statements:
             'SELECT FROM {m}.dead_letters d WHERE d.target = {t} AND d."table" = {table}'
             " AND d.state IN ('open', 'waiting') AND d.key = {hash})"
         ).format(
-            range=self._range(plan, first=first), m=self.meta, t=Literal(self.target), table=Literal(plan.table),
+            range=self._range(plan, first=first), m=self.meta, t=_text(self.target), table=_text(plan.table),
             hash=self.key_hash(plan, "t"),
         )  # fmt: skip
         return self._gone(plan, self._one_version(), where, at="now()", soft=soft)

@@ -49,7 +49,7 @@ async def read_status(c: AsyncConnection[Any], unit: UnitSettings) -> dict[str, 
     async with c.cursor(row_factory=dict_row) as cursor:
 
         async def rows(text: str) -> list[dict[str, Any]]:
-            await cursor.execute(statements.m(text))
+            await cursor.execute(statements.m(text), ())
             return await cursor.fetchall()
 
         worker = next(iter(await rows(_WORKER)), None)

@@ -125,6 +125,7 @@ class PostgreSQLTarget:
             if self.epoch and await held.fetchone() is None:
                 raise Fenced(f"{self.where}: another worker has taken over; this one ends")
             await claims.try_lock(self, self._watch)
+        _heed_cancellation()
 
     async def close(self, state: str, detail: str = "") -> None:
         """Say how it ended and release the target."""
@@ -173,6 +174,7 @@ class PostgreSQLTarget:
                 raise
         if t.moved is not None:
             self._marker = t.moved
+        _heed_cancellation()
 
     async def _roll_back(self, c: AsyncConnection[Any]) -> None:
         try:
@@ -262,3 +264,12 @@ class PostgreSQLTarget:
     async def rekey(self, table: str) -> int:
         """Move a table to `_warp_key` and write the documents that waited for it."""
         return await rekey.rekey(self, table)
+
+
+def _heed_cancellation() -> None:
+    """Raise a cancellation that was lost: Python 3.11's wait_for, inside the driver, swallows one that comes just
+    as it is done. That is no rare chance: the task that fails and rolls back, for which its siblings are cancelled,
+    releases the very lock that a sibling waits for."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
