@@ -73,9 +73,7 @@ def test_filters_and_parallelism():
 
 def test_the_command_line_chooses_the_schema():
     """A file of two schemas and no mode is run with `--mode single --schema NAME --source URI`."""
-    config = load(
-        "stream-and-batch.yaml", mode="single", schema="loans", source="mongodb://localhost/library"
-    )
+    config = load("stream-and-batch.yaml", mode="single", schema="loans", source="mongodb://localhost/library")
     (unit,) = config.units()
     assert (unit.name, unit.target, unit.database, unit.mode) == ("loans", "loans", "library", "batch")
     assert unit.schedule == "*/15 * * * *"
@@ -187,9 +185,7 @@ def test_where_the_target_comes_from():
     """Target: the schema's, else the destination's for a lone schema, else the name."""
     alone = minimal(destination={"connection_string": "postgresql://h/d", "schema": "dest"}, schemas=["a"])
     assert alone.units()[0].target == "dest"
-    pair = alone.model_copy(
-        update={"mode": "multi", "schemas": (SchemaConfig(name="a"), SchemaConfig(name="b"))}
-    )
+    pair = alone.model_copy(update={"mode": "multi", "schemas": (SchemaConfig(name="a"), SchemaConfig(name="b"))})
     assert [unit.target for unit in pair.units()] == ["a", "b"]
     assert any("destination.schema" in warning for warning in pair.warnings())
     own = minimal(schemas=[{"name": "a", "target_schema": "own"}])
@@ -268,9 +264,7 @@ def test_sizes(written, size):
     assert TableConfig(name="a", max_batch_bytes=written).max_batch_bytes == size
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 99), st.sampled_from(["ms", "s", "m", "h"])), min_size=1, max_size=4)
-)
+@given(st.lists(st.tuples(st.integers(0, 99), st.sampled_from(["ms", "s", "m", "h"])), min_size=1, max_size=4))
 def test_every_duration_of_the_crd_is_read(parts):
     """Whatever matches the pattern of the custom resources is a duration here, or out of bounds."""
     text = "".join(f"{number}{unit}" for number, unit in parts)

@@ -36,9 +36,7 @@ def error_of(file, text: str, environ: dict[str, str] | None = None, **overrides
 
 def test_precedence(file):
     """Command line over environment over file over default, whatever spelling each of them uses."""
-    path = file(
-        ENDS + "global_max_parallel_streams: 2\nperformance: {stream_batch_size: 2, write_batch_size: 2}\n"
-    )
+    path = file(ENDS + "global_max_parallel_streams: 2\nperformance: {stream_batch_size: 2, write_batch_size: 2}\n")
     environ = {
         "CARTRIDGE_WARP_MAX_PARALLEL_STREAMS": "3",
         "CARTRIDGE_WARP_PERFORMANCE__STREAM_BATCH_SIZE": "3",
@@ -87,9 +85,7 @@ def test_environment_alone_names_file_and_schemas(file):
 
 def test_groups_as_json(file):
     """A list of schemas may be a mapping by name, and a connector's parameters may be JSON in a variable."""
-    text = (
-        "source: {type: files}\ndestination: {type: files}\nschemas: {a: {batch_size: 3}, b: }\nmode: multi\n"
-    )
+    text = "source: {type: files}\ndestination: {type: files}\nschemas: {a: {batch_size: 3}, b: }\nmode: multi\n"
     environ = {"CARTRIDGE_WARP_SOURCE__PARAMETERS": '{"path": "/a"}'}
     config = load_config(file(text), environ=environ)
     assert [unit.table("t").write_batch_size for unit in config.units()] == [3, 500]

@@ -175,9 +175,7 @@ def told(replica: Replica) -> set[str]:
     return {event.state for event in replica.heard(State)}
 
 
-async def test_a_worker_frozen_in_a_transaction_writes_nothing_after_a_take_over(
-    mongo, postgres, replica, monkeypatch
-):
+async def test_a_worker_frozen_in_a_transaction_writes_nothing_after_a_take_over(mongo, postgres, replica, monkeypatch):
     """A worker that is stopped between its rows and its commit cannot commit any more once another one has
     taken over: it ends with exit code 8, and every row is the successor's."""
     monkeypatch.setattr(claims, "DEAD_AFTER", 7)

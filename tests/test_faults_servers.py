@@ -340,7 +340,7 @@ async def test_a_trimmed_oplog_leads_to_a_recorded_copy_with_sweep(postgres):
             database.items.delete_many({"_id": {"$lt": 10}})
             database.items.update_many({"_id": {"$gte": 90}}, {"$set": {"n": 5}})
             database.items.insert_one({"_id": 5, "back": True})
-            for number in range(6):
+            for number in range(20):  # this server trims every 1000 entries
                 database.noise.insert_many([{"n": number, "i": i} for i in range(100)])
             async with replica.running():
                 await replica.settled()

@@ -89,9 +89,7 @@ print(*sys.modules)
     assert not loaded & (OPERATOR_ONLY | TEST_ONLY)
 
 
-@pytest.mark.parametrize(
-    "module", sorted(WORKER.rglob("*.py")), ids=lambda path: str(path.relative_to(WORKER))
-)
+@pytest.mark.parametrize("module", sorted(WORKER.rglob("*.py")), ids=lambda path: str(path.relative_to(WORKER)))
 def test_no_module_of_the_worker_imports_the_operator(module):
     """No import of the operator, its libraries or the test servers, not even one inside a function."""
     assert not imported_roots(module) & (OPERATOR_ONLY | TEST_ONLY)
@@ -134,9 +132,7 @@ def test_constraints_cover_every_requirement():
 def index_hosts() -> set[str]:
     """The hosts that this machine's pip asks for packages, apart from the public one."""
     settings = configparser.RawConfigParser(strict=False)
-    settings.read(
-        [os.environ.get("PIP_CONFIG_FILE", ""), "/etc/pip.conf", Path.home() / ".config/pip/pip.conf"]
-    )
+    settings.read([os.environ.get("PIP_CONFIG_FILE", ""), "/etc/pip.conf", Path.home() / ".config/pip/pip.conf"])
     values = [value for name, value in os.environ.items() if "INDEX_URL" in name or name.endswith("_INDEX")]
     values += [value for section in settings.sections() for value in dict(settings.items(section)).values()]
     hosts = {urlsplit(word).hostname for value in values for word in value.split() if "://" in word}

@@ -149,7 +149,9 @@ async def test_rename(mongo: Mongo, whitelist: list[str], tables: Any, resnapsho
     async with open_unit(mongo.uri, mongo.name, table_whitelist=whitelist) as unit:
         start = await unit.now()
         mongo.db.old.rename("new", dropTarget=True)
-        found = await follow(unit, start.position, lambda b: barriers(b)[-1:] != [] and barriers(b)[-1].kind == "rename")
+        found = await follow(
+            unit, start.position, lambda b: barriers(b)[-1:] != [] and barriers(b)[-1].kind == "rename"
+        )
     assert barriers(found)[-1].tables == tables
     assert barriers(found)[-1].resnapshot == resnapshot
 

@@ -234,7 +234,11 @@ async def test_lost_position(
     """Whatever tells that the position is gone, at the opening or later, is PositionLost; nothing jumps to now."""
 
     def hook(name: str, request: Event, reply: Event) -> Event | None:
-        return failure(code, text, *labels) if name == command and (name == "getMore" or opens_stream(name, request)) else None
+        return (
+            failure(code, text, *labels)
+            if name == command and (name == "getMore" or opens_stream(name, request))
+            else None
+        )
 
     mongo.db.a.insert_one({})
     async with open_unit(mongo.uri, mongo.name) as unit:
@@ -288,7 +292,12 @@ async def test_changed_filters_restart_at_the_time(mongo_server: MongoServer, mo
 
 async def test_other_server_errors_are_outages(mongo_server: MongoServer, mongo: Mongo) -> None:
     """A primary that steps down is an outage, neither a lost position nor the end."""
-    hook: Hook = lambda name, *_: failure(10107, "not primary") if name == "getMore" else None  # noqa: E731
+    opened: list[str] = []
+
+    def hook(name: str, command: Event, reply: Event) -> Event | None:
+        opened.extend([name] if opens_stream(name, command) else [])
+        return failure(10107, "not primary") if name == "getMore" or len(opened) > 1 else None
+
     with Proxy(mongo_server.port, hook=hook) as proxy:
         async with open_unit(proxy.mongo_uri, mongo.name) as unit:
             start = await unit.now()

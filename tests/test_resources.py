@@ -257,20 +257,15 @@ def test_wrong_documents_are_counted():
     good = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}}
     bad = {"apiVersion": "warp.cartridge.io/v9", "kind": "WarpSchema", "metadata": {"name": "x"}}
     odd = {"apiVersion": "warp.cartridge.io/v1alpha1", "kind": "WarpThing", "metadata": {"name": "x"}}
-    text = yaml.safe_dump_all(
-        [None, good, bad, {"kind": "List", "apiVersion": "v1", "items": [good, odd]}, 5]
-    )
+    text = yaml.safe_dump_all([None, good, bad, {"kind": "List", "apiVersion": "v1", "items": [good, odd]}, 5])
     with pytest.raises(ConfigError) as caught:
         load_manifests(text, "pipe.yaml")
     message = str(caught.value)
     assert message.startswith("manifest: 3 errors")
     assert (
-        "apiVersion: found warp.cartridge.io/v9; allowed: warp.cartridge.io/v1alpha1 (pipe.yaml, document 3"
-        in message
+        "apiVersion: found warp.cartridge.io/v9; allowed: warp.cartridge.io/v1alpha1 (pipe.yaml, document 3" in message
     )
-    assert (
-        "kind: found WarpThing; allowed: WarpPipeline, WarpSchema (pipe.yaml, document 4, item 2" in message
-    )
+    assert "kind: found WarpThing; allowed: WarpPipeline, WarpSchema (pipe.yaml, document 4, item 2" in message
     assert "is no Kubernetes object" in message
     with pytest.raises(ConfigError, match=r"manifest: pipe.yaml is malformed: line 1"):
         load_manifests("a: [", "pipe.yaml")

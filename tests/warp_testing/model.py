@@ -242,9 +242,7 @@ class History:
             " VALUES ({t}, %s, 0, 'streaming', now() - interval '1 hour')"
             " ON CONFLICT (target, instance) DO UPDATE SET heartbeat = excluded.heartbeat"
         )
-        statement = sql.SQL(query).format(
-            m=sql.Identifier(self.settings.metadata_schema), t=sql.Literal(self.target)
-        )
+        statement = sql.SQL(query).format(m=sql.Identifier(self.settings.metadata_schema), t=sql.Literal(self.target))
         try:
             self.schedule.server.execute(statement, (worker.destination.instance,))
         except psycopg.errors.UndefinedTable:
@@ -338,15 +336,13 @@ class History:
         return plan is not None and plan.soft_column is not None and bool(row[plan.soft_column])
 
     def _query(self, query: str, *parameters: Any) -> list[Any]:
-        statement = sql.SQL(query).format(
-            m=sql.Identifier(self.settings.metadata_schema), t=sql.Literal(self.target)
-        )
+        statement = sql.SQL(query).format(m=sql.Identifier(self.settings.metadata_schema), t=sql.Literal(self.target))
         return self.schedule.server.execute(statement, parameters).fetchall()
 
     def _plans(self) -> dict[str, TablePlan]:
         found = self._query(
             'SELECT DISTINCT ON ("table") "table", definition FROM {m}.schema_registry WHERE target = {t}'
-            " ORDER BY \"table\", version DESC"
+            ' ORDER BY "table", version DESC'
         )
         return {name: TablePlan.from_json(definition) for name, definition in found}
 

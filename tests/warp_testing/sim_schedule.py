@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -115,10 +116,10 @@ class Schedule:
 
     def end_sessions(self, worker: Worker) -> None:
         """Break every connection of a worker, and wait until the server has cleaned up."""
-        self.server.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = %s",
-            (worker.destination.application,),
-        )
+        name = (worker.destination.application,)
+        self.server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s", name)
+        while self.server.execute("SELECT FROM pg_stat_activity WHERE application_name = %s", name).fetchone():
+            time.sleep(0.001)
         self.released()
 
     def close(self) -> None:
@@ -277,6 +278,7 @@ class Worker:
             self.task.cancel()
             await asyncio.wait({self.task}, timeout=1)
         await self.destination.disconnect()
+
 
 # -- what is replaced for a while --------------------------------------------------------------------------
 

@@ -326,7 +326,9 @@ class SimUnit:
         barrier = None
         while at < len(source.oplog):
             event = source.oplog[at]
-            inside = at > start and event.transaction is not None and event.transaction == source.oplog[at - 1].transaction
+            inside = (
+                at > start and event.transaction is not None and event.transaction == source.oplog[at - 1].transaction
+            )
             if at >= limit and not (inside and whole):
                 break
             if event.barrier is not None and at > start:

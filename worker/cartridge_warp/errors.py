@@ -161,9 +161,7 @@ class StructureChanged(WarpError):
     code = "structure_changed"
 
 
-_URI_PASSWORD = re.compile(
-    r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s:/@]*:)(?P<secret>[^\s]*)(?=@)", re.IGNORECASE
-)
+_URI_PASSWORD = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s:/@]*:)(?P<secret>[^\s]*)(?=@)", re.IGNORECASE)
 _KEY_PASSWORD = re.compile(
     r"(?P<head>\b(?:password|passwd|pwd|secret|token|sslpassword|tlsCertificateKeyFilePassword)\s*[=:]\s*)"
     r"(?P<secret>'[^']*'|\"[^\"]*\"|[^\s&,;]+)",

@@ -15,12 +15,8 @@ from rich.console import Console
 from cartridge_warp.cli.options import load, run_options, select_options
 from cartridge_warp.cli.screens import status_screen
 from cartridge_warp.config import UnitSettings, WarpConfig
-from cartridge_warp.connectors.base import (
-    DestinationConnector,
-    SourceConnector,
-    TransactionalDestination,
-    UnitSource,
-)
+from cartridge_warp.connectors.base import DestinationConnector, SourceConnector
+from cartridge_warp.connectors.protocols import TransactionalDestination, UnitSource
 from cartridge_warp.connectors.record_unit import RecordUnit
 from cartridge_warp.connectors.registry import ConnectorFactory
 from cartridge_warp.errors import ConfigError, TargetBusy, WarpError

@@ -69,9 +69,7 @@ class _Walk:
     def problem(self, written: Path, text: str) -> None:
         self.result.problems.append(Problem(written, text, self.place(written)))
 
-    def group(
-        self, model: type[BaseModel], raw: Mapping[Any, Any], written: Path, at: Path
-    ) -> dict[str, Any]:
+    def group(self, model: type[BaseModel], raw: Mapping[Any, Any], written: Path, at: Path) -> dict[str, Any]:
         """The canonical form of one group of settings that is written at one path and belongs at another."""
         tree: dict[str, Any] = {}
         self.result.origins.known.setdefault(at, Origin(written, self.place(written)))
@@ -165,18 +163,14 @@ class _Walk:
         else:
             self.put_leaf(tree, key, value, written, path, short)
 
-    def put_leaf(
-        self, tree: dict[str, Any], key: str, value: Any, written: Path, path: Path, short: bool
-    ) -> None:
+    def put_leaf(self, tree: dict[str, Any], key: str, value: Any, written: Path, path: Path, short: bool) -> None:
         earlier = self.seen.get(path)
         if earlier is not None:
             if short and not earlier.short:
                 return
             if short == earlier.short and earlier.value != value:
                 first, second = path_text(earlier.written), path_text(written)
-                self.problem(
-                    written, f"{first} and {second} are one setting in two spellings, and differ; keep one"
-                )
+                self.problem(written, f"{first} and {second} are one setting in two spellings, and differ; keep one")
                 return
         self.seen[path] = _Seen(value, written, short)
         self.result.origins.known[path] = Origin(written, self.place(written))
@@ -200,8 +194,7 @@ class _Walk:
             if key == "tables":
                 self.filters(tree, model, value, written, at)
             pairs: Iterable[tuple[Path, Any]] = [
-                ((*written, str(name)), self.named(name, group, (*written, str(name))))
-                for name, group in value.items()
+                ((*written, str(name)), self.named(name, group, (*written, str(name)))) for name, group in value.items()
             ]
         elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
             pairs = [((*written, index), _as_group(inner, item)) for index, item in enumerate(value)]

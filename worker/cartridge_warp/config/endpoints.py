@@ -43,9 +43,7 @@ class MongoDBOptions(Model):
     ssl_enabled: bool | None = None
     """Use TLS. Unset: as the URI says."""
 
-    read_preference: (
-        Literal["primary", "primaryPreferred", "secondary", "secondaryPreferred", "nearest"] | None
-    ) = None
+    read_preference: Literal["primary", "primaryPreferred", "secondary", "secondaryPreferred", "nearest"] | None = None
     """MongoDB: which members of the replica set answer reads. Unset: as the URI says, else primary."""
 
     connection_timeout: Seconds = 10.0

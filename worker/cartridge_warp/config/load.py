@@ -168,9 +168,7 @@ def _environment_layer(environ: Mapping[str, str]) -> Canonical:
     tree: dict[str, Any] = {}
     names: dict[Path, str] = {}
     # Shorter names first: `SOURCE` (a JSON mapping) is then the ground for `SOURCE__DATABASE`.
-    for name, value in sorted(
-        environment_settings(environ).items(), key=lambda item: (len(item[0]), item[0])
-    ):
+    for name, value in sorted(environment_settings(environ).items(), key=lambda item: (len(item[0]), item[0])):
         keys = tuple(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"))
         _set(tree, keys, value)
         names[keys] = name

@@ -61,9 +61,7 @@ class MonitoringConfig(Model):
 class LoggingConfig(Model):
     """Logs, on standard error."""
 
-    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_level)] = (
-        "INFO"
-    )
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_level)] = "INFO"
     """The least severe level that is logged."""
 
     format: Annotated[Literal["json", "console"] | None, BeforeValidator(_format)] = None

@@ -83,9 +83,7 @@ def page() -> str:
     parts += _section("The worker", "", WarpConfig, "global", _own(WarpConfig, UnitLevel))
     parts += _section("Defaults that schemas and tables override", "", TableLevel, _ALL, note=_LEVEL_NOTE)
     parts += _section("Defaults that schemas override", "", UnitLevel, _UNIT, _own(UnitLevel, TableLevel))
-    parts += _section(
-        "Schemas", "schemas[].", SchemaConfig, "schema", _own(SchemaConfig, UnitLevel), note=_SCHEMA_NOTE
-    )
+    parts += _section("Schemas", "schemas[].", SchemaConfig, "schema", _own(SchemaConfig, UnitLevel), note=_SCHEMA_NOTE)
     parts += _section("Tables", "tables[].", TableConfig, "table", _own(TableConfig, TableLevel))
     parts += _section("Error handling", "error_handling.", ErrorHandling, _UNIT, note=_GROUP_NOTE)
     parts += _section("Schema evolution", "schema_evolution.", EvolutionConfig, _ALL, note=_GROUP_NOTE)

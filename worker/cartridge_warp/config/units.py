@@ -86,9 +86,7 @@ class UnitSettings:
     defaults: TableSettings
     filters: tuple[TableFilter, ...] = ()
     overrides: tuple[tuple[TableConfig, ...], ...] = ()
-    _tables: dict[str, TableSettings] = field(
-        default_factory=dict, init=False, repr=False, compare=False, hash=False
-    )
+    _tables: dict[str, TableSettings] = field(default_factory=dict, init=False, repr=False, compare=False, hash=False)
 
     @classmethod
     def of(cls, schema: SchemaConfig) -> UnitSettings:
@@ -178,9 +176,7 @@ def _override(base: TableSettings, levels: Sequence[TableLevel]) -> TableSetting
 def _matching(group: Sequence[TableConfig], name: str) -> Iterator[TableConfig]:
     yield from (table for table in group if table.name == name)
     yield from (
-        table
-        for table in group
-        if table.name != name and is_glob(table.name) and fnmatchcase(name, table.name)
+        table for table in group if table.name != name and is_glob(table.name) and fnmatchcase(name, table.name)
     )
 
 

@@ -44,9 +44,7 @@ SIZE = "bytes as a whole number, or a size such as 512KiB, 8MiB or 1Gi"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_SECRET = re.compile(
-    r"password|passwd|secret(?!_?ref|_?name|s)|token|credential|private|api_?key", re.IGNORECASE
-)
+_SECRET = re.compile(r"password|passwd|secret(?!_?ref|_?name|s)|token|credential|private|api_?key", re.IGNORECASE)
 _FACTORS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 

@@ -43,9 +43,7 @@ class DestinationConformance:
 
     pytestmark = pytest.mark.asyncio
 
-    async def test_connecting_and_disconnecting_twice(
-        self, conformant_destination: DestinationUnderTest
-    ) -> None:
+    async def test_connecting_and_disconnecting_twice(self, conformant_destination: DestinationUnderTest) -> None:
         """Connecting or disconnecting again is harmless, also before the first connection."""
         connector = conformant_destination.new()
         await connector.disconnect()
@@ -82,9 +80,7 @@ class DestinationConformance:
             assert await connector.get_marker(first, "") == MARKER, "the schema's marker changed"
             assert await connector.get_marker(first, "items") == {"snapshot": "done"}, "the table's changed"
             assert await connector.get_marker(second, "") == {"n": 2}, "schemas share a marker"
-            assert await connector.get_marker(second, "items") is None, (
-                "a table's marker reaches another schema"
-            )
+            assert await connector.get_marker(second, "items") is None, "a table's marker reaches another schema"
 
     async def test_survives_a_restart(self, conformant_destination: DestinationUnderTest) -> None:
         """Rows and marker are there for a connector that starts anew, even if the first was killed."""
@@ -154,9 +150,7 @@ class DestinationConformance:
         target = conformant_destination
         async with _ready(target) as connector:
             await connector.write_batch(target.schema, [_put(1, size=1.5), _put(2, "b", size=2.5)])
-            await connector.write_batch(
-                target.schema, [_put(1, "b", operation=OperationType.UPDATE), _put(2, None)]
-            )
+            await connector.write_batch(target.schema, [_put(1, "b", operation=OperationType.UPDATE), _put(2, None)])
             await connector.write_batch(target.schema, [_put(3, "c", operation=OperationType.UPDATE)])
             await _same(target, {"id": 1, "name": "b"}, {"id": 2}, {"id": 3, "name": "c"})
 
@@ -215,9 +209,7 @@ async def _create(target: DestinationUnderTest, connector: DestinationConnector)
     await connector.create_table_if_not_exists(target.schema, ITEMS)
 
 
-def _put(
-    key: int, name: str | None = "a", operation: OperationType = OperationType.INSERT, **more: Any
-) -> Record:
+def _put(key: int, name: str | None = "a", operation: OperationType = OperationType.INSERT, **more: Any) -> Record:
     data = {"id": key} | ({} if name is None else {"name": name}) | more
     return Record("items", data, operation, primary_key_values={"id": key})
 

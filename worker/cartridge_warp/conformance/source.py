@@ -143,9 +143,7 @@ class SourceConformance:
             events = await _expect(source, connector, start, await _history(source))
         for event in events:
             assert event.position_marker is not None, "a position_marker is None"
-            assert _stored(event.position_marker) == event.position_marker, (
-                "a marker changes when it is stored"
-            )
+            assert _stored(event.position_marker) == event.position_marker, "a marker changes when it is stored"
 
     async def test_large_and_odd_text(self, conformant_source: SourceUnderTest) -> None:
         """A value of 1 MiB and text of many scripts arrive unchanged by both ways."""
@@ -199,9 +197,7 @@ async def _start(source: SourceUnderTest, connector: SourceConnector) -> Any:
     return None
 
 
-async def _snapshot(
-    source: SourceUnderTest, connector: SourceConnector, table: str, batch_size: int
-) -> list[Record]:
+async def _snapshot(source: SourceUnderTest, connector: SourceConnector, table: str, batch_size: int) -> list[Record]:
     return [record async for record in await snapshots(connector, source.schema, table, batch_size)]
 
 
@@ -238,9 +234,7 @@ async def _expect(
     batch_size: int = 1000,
 ) -> list[ChangeEvent]:
     """The events after `marker`, which must bring all that is expected."""
-    events = await _follow(
-        source, connector, marker, lambda found: _complete(source, found, expected), batch_size
-    )
+    events = await _follow(source, connector, marker, lambda found: _complete(source, found, expected), batch_size)
     _check(source, events, expected)
     return events
 
@@ -259,9 +253,7 @@ def _complete(source: SourceUnderTest, events: Sequence[ChangeEvent], expected: 
 def _check(source: SourceUnderTest, events: Sequence[ChangeEvent], expected: Sequence[Seen]) -> None:
     found = [(table, key, _short(text)) for table, key, text in (_seen(source, event) for event in events)]
     wanted = [(table, key, _short(text)) for table, key, text in expected]
-    assert _complete(source, events, expected), (
-        f"changes are lost or out of order: {found}, expected {wanted}"
-    )
+    assert _complete(source, events, expected), f"changes are lost or out of order: {found}, expected {wanted}"
 
 
 def _seen(source: SourceUnderTest, event: ChangeEvent) -> Seen:

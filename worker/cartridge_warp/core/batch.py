@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
-from cartridge_warp.connectors.base import BatchSource
+from cartridge_warp.connectors.protocols import BatchSource
 from cartridge_warp.kernel.bson import identity
 from cartridge_warp.records import Batch, Change, Marker, Op, TableBatch
 

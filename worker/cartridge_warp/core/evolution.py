@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from cartridge_warp.config import TableSettings, UnitSettings
-from cartridge_warp.connectors.base import PlanChange, TableState
+from cartridge_warp.connectors.protocols import PlanChange, TableState
 from cartridge_warp.kernel.plan import (
     ColumnPlan,
     KeyKind,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cartridge_warp.config import UnitSettings
-from cartridge_warp.connectors.base import SourceUnit
+from cartridge_warp.connectors.protocols import SourceUnit
 from cartridge_warp.kernel.bson import native_key_kind
 from cartridge_warp.kernel.plan import KeyKind
 

@@ -8,14 +8,8 @@ from typing import Any, TypeVar
 
 from cartridge_warp.config import SchemaConfig, UnitSettings
 from cartridge_warp.connectors.adapter import RecordSource
-from cartridge_warp.connectors.base import (
-    DestinationConnector,
-    SourceConnector,
-    SourceUnit,
-    Target,
-    TransactionalDestination,
-    UnitSource,
-)
+from cartridge_warp.connectors.base import DestinationConnector, SourceConnector
+from cartridge_warp.connectors.protocols import SourceUnit, Target, TransactionalDestination, UnitSource
 from cartridge_warp.connectors.record_target import RecordTarget
 from cartridge_warp.connectors.record_unit import RecordUnit
 from cartridge_warp.core.batch import IN_FLIGHT, Budget

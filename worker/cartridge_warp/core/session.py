@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cartridge_warp.config import UnitSettings
-from cartridge_warp.connectors.base import SourceUnit, Target, Transaction, Written
+from cartridge_warp.connectors.protocols import SourceUnit, Target, Transaction, Written
 from cartridge_warp.core.batch import Budget, batches
 from cartridge_warp.core.evolution import evolve
 from cartridge_warp.core.snapshot import Snapshotter

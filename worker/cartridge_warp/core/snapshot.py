@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from cartridge_warp.connectors.base import Chunk, TableState
+from cartridge_warp.connectors.protocols import Chunk, TableState
 from cartridge_warp.core.evolution import evolve
 from cartridge_warp.errors import ChunkVoid, LockTimeout
 from cartridge_warp.observe.events import ChunkCommitted, Note, SnapshotDone, SnapshotStarted
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Snapshotter"]
 
 PARTS = 4  # ranges for each parallel reader, so that none waits long for the last
+ELSEWHERE = 0.2  # seconds until a table is looked at again whose last chunks are somebody else's
 
 
 @dataclass
@@ -130,6 +131,8 @@ class Snapshotter:
                 swept=swept,
                 seconds=time.monotonic() - started,
             )
+        else:
+            await asyncio.sleep(ELSEWHERE)
 
     async def _reader(self, name: str) -> None:
         while (chunk := await self.target.claim_chunk(name)) is not None:

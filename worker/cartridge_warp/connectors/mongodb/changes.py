@@ -25,7 +25,7 @@ from cartridge_warp.records import Batch, Position
 
 __all__ = ["Feed"]
 
-MAX_AWAIT_MS: Final = 500
+MAX_AWAIT_MS: Final = 400
 _EVENTS_PER_ANSWER: Final = 5000  # some servers give 101 at a time unless they are asked
 _SLIM_EVENTS: Final = 100
 _CLOSED_EARLY_PAUSE: Final = 1.0
@@ -62,7 +62,14 @@ class Feed:
         slim = False
         while True:
             with guard(self._doing):
-                reader = Reader(await self._open(cutter.position, slim=slim), self._settings.max_batch_bytes)
+                try:
+                    stream = await self._open(cutter.position, slim=slim)
+                except OperationFailure as exc:
+                    if not self._is_too_large(exc) or slim:
+                        raise
+                    slim = True
+                    continue
+            reader = Reader(stream, self._settings.max_batch_bytes)
             cutter.attach(reader, self.fingerprint(), most=_SLIM_EVENTS if slim else None)
             try:
                 while (batch := await self._next(cutter)) is not None:
@@ -83,13 +90,17 @@ class Feed:
                 await asyncio.sleep(_CLOSED_EARLY_PAUSE)  # a server that closes streams at once: do not spin
             return False
         if isinstance(error, OperationFailure):
-            if error.code == TOO_LARGE and not (slim and cutter.fruitless):
-                self._note("an event is larger than a message may be: its stretch is read without documents")
+            if self._is_too_large(error) and not (slim and cutter.fruitless):
                 return True
             if self.features.give_up(error) or self._restart_by_time(error, cutter):
                 return False
         with guard(self._doing):
             raise error
+
+    def _is_too_large(self, error: OperationFailure) -> bool:
+        if error.code == TOO_LARGE:
+            self._note("an event is larger than a message may be: its stretch is read without documents")
+        return error.code == TOO_LARGE
 
     def _restart_by_time(self, error: OperationFailure, cutter: Cutter) -> bool:
         """The filters have changed, and the token's event does not pass them any more: its time will do.

@@ -185,7 +185,7 @@ class Cutter:
         draft, reader = self._draft, self._reader
         if draft.matters:
             # Only an empty answer of the server proves that a transaction has no further event.
-            open_end = draft.transaction is not None and not reader.idle
+            open_end = draft.transaction is not None and not reader.settled
             return None if open_end and (reader.error is not None or not reader.done) else self._finish()
         if self._clock() < self._token_due or not (reader.idle or draft.events):
             return None

@@ -26,12 +26,14 @@ _WAITED_SECONDS: Final = 0.001  # longer than taking a buffered event: it was a 
 class Reader:
     """A task that moves events from `stream` into a queue bounded by count and bytes.
 
-    `idle` is True while the server has nothing more, `done` when nothing more will come; `error` is what
-    ended the reading, None for a stream that the server closed behind an invalidate.
+    `idle` is True while the server has nothing more, `settled` once it has said so twice, `done` when nothing
+    more will come; `error` is what ended the reading, None for a stream that the server closed behind an
+    invalidate.
     """
 
     def __init__(self, stream: AsyncDatabaseChangeStream[RawBSONDocument], max_bytes: int) -> None:
         self.idle = False
+        self.settled = False
         self.done = False
         self.error: Exception | None = None
         self._stopping = False
@@ -102,6 +104,7 @@ class Reader:
             if (now := clock()) - asked > _WAITED_SECONDS:
                 started = now
             if event is None:
+                self.settled = self.idle  # the first None may only mean that the driver has resumed the stream
                 self.idle = True
                 self._news.set()
                 await asyncio.sleep(max(0.0, _SHORTEST_WAIT - (now - asked)))
@@ -117,7 +120,7 @@ class Reader:
     def _queue_up(self, event: RawBSONDocument) -> None:
         complete = self._fragments.add(event)
         if complete is not None:
-            self.idle = False
+            self.idle = self.settled = False
             self._queue.append(complete)
             self._bytes += complete[1]
             self._news.set()

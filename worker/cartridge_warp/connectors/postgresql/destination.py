@@ -78,10 +78,15 @@ class PostgreSQLDestinationConnector(SimpleMethods, BaseDestinationConnector):
     # -- connections ----------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        """Connect once to see that it works, then open the pool. Safe to call twice, and by several schemas."""
+        """Connect once to see that it works, then open the pool. Safe to call twice, and by several schemas:
+        then, as after an error, an absent server is told at once, and broken connections leave the pool."""
         async with self._connecting:
             if self._pool is None:
                 await self._connect()
+                return
+            probe = await self.dedicated()
+            await probe.close()
+            await self._pool.check()
 
     async def _connect(self) -> None:
         probe = await self.dedicated()

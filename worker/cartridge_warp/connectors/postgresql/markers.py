@@ -12,8 +12,8 @@ from typing import Any
 from psycopg import AsyncConnection
 from psycopg.types.json import Jsonb
 
-from cartridge_warp.connectors.base import Chunk, TableState
 from cartridge_warp.connectors.postgresql.sql import Statements
+from cartridge_warp.connectors.protocols import Chunk, TableState
 from cartridge_warp.errors import ChunkVoid, MarkerMoved
 from cartridge_warp.kernel.plan import TablePlan
 from cartridge_warp.records import BatchMarker, Bounds, Collection, Marker, Stamp

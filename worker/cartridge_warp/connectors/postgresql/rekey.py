@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cartridge_warp.connectors.base import TableState
 from cartridge_warp.connectors.postgresql.structure import primary_key
+from cartridge_warp.connectors.protocols import TableState
 from cartridge_warp.errors import StructureChanged
 from cartridge_warp.kernel.bson import from_ejson
 from cartridge_warp.kernel.plan import KEY_COLUMN, PG_TYPES, ColumnKind, ColumnPlan, KeyKind, TablePlan

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from cartridge_warp.config import UnitSettings
-from cartridge_warp.connectors.base import TableState
 from cartridge_warp.connectors.postgresql.arrays import BinaryArray, copy_buffer, parameters
 from cartridge_warp.connectors.postgresql.errors import is_row_error, translate
+from cartridge_warp.connectors.protocols import TableState
 from cartridge_warp.errors import RowError
 from cartridge_warp.kernel.bson import canonical, decode, identity, key_hash, key_text
 from cartridge_warp.kernel.encode import EncodedRows, Rejected, encode_keys, encode_rows

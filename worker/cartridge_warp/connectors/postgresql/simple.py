@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from psycopg.types.json import Jsonb
 
 from cartridge_warp.config import SchemaConfig, UnitSettings
-from cartridge_warp.connectors.base import PlanChange
 from cartridge_warp.connectors.gather import Keys
+from cartridge_warp.connectors.protocols import PlanChange
 from cartridge_warp.errors import DestinationRefused
 from cartridge_warp.kernel.bson import identity, native_key_kind
 from cartridge_warp.kernel.plan import ColumnKind, ColumnPlan, KeyKind, TablePlan, column_name, relation_name

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import AsyncConnection
 
-from cartridge_warp.connectors.base import PlanChange
+from cartridge_warp.connectors.protocols import PlanChange
 from cartridge_warp.errors import DestinationRefused
 from cartridge_warp.kernel.plan import KEY_TYPES, TablePlan, copy_columns
 

@@ -14,7 +14,6 @@ from psycopg import AsyncConnection
 
 from cartridge_warp import __version__
 from cartridge_warp.config import UnitSettings
-from cartridge_warp.connectors.base import Chunk, TableState
 from cartridge_warp.connectors.postgresql import claims, rekey
 from cartridge_warp.connectors.postgresql.errors import translate
 from cartridge_warp.connectors.postgresql.markers import Markers
@@ -22,6 +21,7 @@ from cartridge_warp.connectors.postgresql.migrate import migrate
 from cartridge_warp.connectors.postgresql.rows import encode
 from cartridge_warp.connectors.postgresql.sql import Statements, lock_key
 from cartridge_warp.connectors.postgresql.transaction import DataTransaction
+from cartridge_warp.connectors.protocols import Chunk, TableState
 from cartridge_warp.errors import Fenced, MarkerMoved
 from cartridge_warp.kernel.plan import TablePlan
 from cartridge_warp.records import Batch, Bounds, Collection, Marker, Observed, SourceIdentity, Stamp
@@ -95,12 +95,14 @@ class PostgreSQLTarget:
         self._watch = await self.destination.dedicated()
 
     async def resume(self) -> None:
-        """Forget everything cached; make sure that the epoch is still ours; read the position again."""
+        """Forget everything cached; make sure that the epoch is still ours; read the position again. Chunks that
+        a broken session had claimed are open again: nobody reads them any more."""
         self.markers.plans.clear()
         self._marker = None
         if self._watch is None or self._watch.closed:
             await self._connect_watch()
         async with self.transaction([]) as t:
+            await self.markers.release_chunks(t.c)
             self._marker = await self.markers.load(t.c)
 
     async def heartbeat(self, state: str, detail: str = "", lag_seconds: float | None = None) -> None:

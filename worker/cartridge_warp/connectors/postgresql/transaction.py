@@ -10,10 +10,10 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.sql import SQL
 
-from cartridge_warp.connectors.base import Chunk, PlanChange, TableState, Written
 from cartridge_warp.connectors.postgresql.errors import is_row_error
 from cartridge_warp.connectors.postgresql.rows import Prepared, RowWriter, encode
 from cartridge_warp.connectors.postgresql.structure import apply_change
+from cartridge_warp.connectors.protocols import Chunk, PlanChange, TableState, Written
 from cartridge_warp.errors import ChunkVoid, Fenced
 from cartridge_warp.kernel.plan import TablePlan
 from cartridge_warp.records import Barrier, Batch, BatchMarker, Bounds, Marker, Observed, TableBatch
