@@ -296,7 +296,8 @@ async def test_other_server_errors_are_outages(mongo_server: MongoServer, mongo:
 
     def hook(name: str, command: Event, reply: Event) -> Event | None:
         opened.extend([name] if opens_stream(name, command) else [])
-        return failure(10107, "not primary") if name == "getMore" or len(opened) > 1 else None
+        again = opens_stream(name, command) and len(opened) > 1
+        return failure(10107, "not primary") if name == "getMore" or again else None
 
     with Proxy(mongo_server.port, hook=hook) as proxy:
         async with open_unit(proxy.mongo_uri, mongo.name) as unit:

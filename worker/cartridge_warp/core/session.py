@@ -7,11 +7,12 @@ import random
 import time
 import uuid
 from contextlib import aclosing, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from cartridge_warp.config import UnitSettings
 from cartridge_warp.connectors.protocols import SourceUnit, Target, Transaction, Written
+from cartridge_warp.core.background import beat, calibrate, rekey
 from cartridge_warp.core.batch import Budget, batches
 from cartridge_warp.core.evolution import evolve
 from cartridge_warp.core.snapshot import Snapshotter
@@ -22,12 +23,9 @@ from cartridge_warp.observe.events import (
     DeadLettered,
     Event,
     Failed,
-    Lag,
     Misfit,
     Note,
     Observer,
-    Pool,
-    Queue,
     SchemaChanged,
     State,
 )
@@ -35,7 +33,6 @@ from cartridge_warp.records import SMALLEST_VERSION, Batch, Marker, Stamp
 
 __all__ = ["Session"]
 
-HEARTBEAT = 5.0  # seconds; a worker counts as dead after 20
 QUIET_MARKER = 10.0  # seconds between stored positions while nothing changes
 SILENCE = 12.0  # seconds
 DDL_RETRY = 10.0  # seconds until a blocked DDL is tried again
@@ -61,12 +58,13 @@ class Session:
         self.lag = 0.0
         self._goal: Stamp | None = None
         self._quiet_since = 0.0
+        self.heard_at = time.monotonic()  # when the source said anything, if only that nothing is new
         self._blocked: dict[str, float] = {}
-        self._rekeying: set[str] = set()
-        self._stored = 0.0
-        self._waiting = 0  # changes read but not committed
-        self._source_time: datetime | None = None
-        self._ahead = 0.0  # how far the source's clock is ahead of ours, seconds
+        self.rekeying: set[str] = set()
+        self.stored_at = 0.0  # when a position was stored
+        self.waiting = 0  # changes read but not committed
+        self.source_time: datetime | None = None
+        self.clock_ahead = 0.0  # how far the source's clock is ahead of ours, seconds
         self._state = "starting"
 
     # -- what listeners hear --------------------------------------------------------------------------
@@ -88,7 +86,7 @@ class Session:
         for (table, column), (count, first) in written.misfits.items():
             self.emit(Misfit, table=table, column=column, count=count, first=first)
         for table in written.rekey:
-            self._rekeying.add(table)
+            self.rekeying.add(table)
 
     def parallel(self, table: str) -> int:
         """How many chunks of a table are read at once: never all of the permits, the stream needs some."""
@@ -107,12 +105,12 @@ class Session:
 
     async def run(self) -> None:
         """Replicate until `stop`, or until everything is copied and caught up when `once`."""
-        await self._calibrate()
+        await calibrate(self)
         await self.snapshotter.plan()
         states = await self.target.tables()
-        self._rekeying |= {name for name, state in states.items() if state.dead_letters}
+        self.rekeying |= {name for name, state in states.items() if state.dead_letters}
         async with asyncio.TaskGroup() as group:
-            helpers = [group.create_task(task) for task in (self._beat(), self._copy(), self._rekey())]
+            helpers = [group.create_task(task) for task in (beat(self), self.snapshotter.run(), rekey(self))]
             try:
                 await self._stream()
             finally:
@@ -130,21 +128,22 @@ class Session:
                     return
 
     async def _prepare(self, batch: Batch) -> None:
-        self._waiting += batch.rows
+        self.waiting += batch.rows
         await self.target.prepare(batch)
 
     async def _take(self, batch: Batch) -> bool:
         """Commit a batch, unless it is nothing but a fresher position and the last one is fresh enough;
         True when a single run has reached its end."""
-        self._waiting -= batch.rows
+        self.waiting -= batch.rows
+        self.heard_at = time.monotonic()
         reached = self._reached(batch)
         empty = not batch.tables and batch.barrier is None
         if not empty or (await self._worth_storing(batch, reached=reached)):
             await self._commit(batch)
         if empty:
-            self._source_time, self.lag = None, 0.0
+            self.source_time, self.lag = None, 0.0
         else:
-            self._source_time = batch.marker.source_time
+            self.source_time = batch.marker.source_time
         if self.once and self._goal is None and self.snapshotter.idle.is_set():
             self._goal = await self.source.moment()
             self._quiet_since = time.monotonic()
@@ -166,7 +165,7 @@ class Session:
         marker = await self.target.marker()
         if marker is not None and marker.position == batch.marker.position:
             return False
-        return reached or time.monotonic() - self._stored >= QUIET_MARKER
+        return reached or time.monotonic() - self.stored_at >= QUIET_MARKER
 
     # -- the heart ------------------------------------------------------------------------------------
 
@@ -188,7 +187,7 @@ class Session:
                 attempt += 1
                 await self.backoff(error, "*", attempt)
         self.commits += 1
-        self._stored = time.monotonic()
+        self.stored_at = time.monotonic()
         self._committed(batch, written, time.monotonic() - started)
 
     async def _write(self, batch: Batch, *, careful: bool) -> Written:
@@ -199,6 +198,8 @@ class Session:
                 await t.register(name, snapshot=self.settings.table(name).full_load_enabled, reason="new")
             if batch.barrier is not None:
                 await t.void(batch.barrier, batch.barrier.version + self.marker.version_offset)
+                for name in set(batch.barrier.resnapshot) - t.states.keys():
+                    await t.register(name, snapshot=self.settings.table(name).full_load_enabled, reason="new")
             else:
                 await self._evolve(t, batch, samples)
                 await t.write(batch, careful=careful)
@@ -242,8 +243,9 @@ class Session:
     async def _tables(self, batch: Batch) -> list[str]:
         if batch.barrier is None:
             return sorted(batch.tables)
-        known = await self.target.tables()
-        return sorted(known if batch.barrier.tables is None else known.keys() & set(batch.barrier.tables))
+        if batch.barrier.tables is None:
+            return sorted(await self.target.tables())
+        return sorted({*batch.barrier.tables, *batch.barrier.resnapshot})
 
     def _schema_changed(self, written: Written) -> None:
         for change in written.changes:
@@ -262,54 +264,6 @@ class Session:
             seconds=seconds, refused=written.refused, batch=uuid.uuid4().hex[:12],
             source_time=batch.marker.source_time,
         )  # fmt: skip
-
-    # -- beside the stream ----------------------------------------------------------------------------
-
-    async def _copy(self) -> None:
-        await self.snapshotter.run()
-
-    async def _rekey(self) -> None:
-        """Move tables whose keys turned out to be of several types to the hashed key."""
-        while True:
-            for table in sorted(self._rekeying):
-                try:
-                    replayed = await self.target.rekey(table)
-                except LockTimeout as error:
-                    await self.backoff(error, table)
-                    continue
-                self._rekeying.discard(table)
-                if replayed:
-                    self.emit(SchemaChanged, table=table, change_type="key_type", detail=f"{replayed} replayed")
-            await asyncio.sleep(0.2)
-
-    async def _beat(self) -> None:
-        """Heartbeat, lag and headroom. A heartbeat also notices a take-over while nothing is written."""
-        beats = 0
-        while True:
-            if beats % 10 == 0:
-                await self._calibrate()
-            if self._source_time is not None:
-                age = datetime.now(UTC) - self._source_time
-                self.lag = max(0.0, age.total_seconds() + self._ahead)
-            state = "streaming" if self.snapshotter.idle.is_set() else "snapshotting"
-            self.set_state(state)
-            await self.target.heartbeat(state, lag_seconds=self.lag)
-            headroom = (
-                await self.source.headroom_seconds(await self.target.marker() or self.marker)
-                if beats % 10 == 0
-                else None
-            )
-            self.emit(Lag, lag_seconds=self.lag, oplog_headroom_seconds=headroom,
-                      token_age_seconds=time.monotonic() - self._stored if self._stored else None)  # fmt: skip
-            self.emit(Queue, size=self._waiting)
-            connections, used = self.target.connections()
-            self.emit(Pool, open=connections, used=used)
-            beats += 1
-            await asyncio.sleep(HEARTBEAT if beats > 1 else 1.0)
-
-    async def _calibrate(self) -> None:
-        now = await self.source.moment()
-        self._ahead = (now.time - datetime.now(UTC)).total_seconds()
 
 
 def _newest(batch: Batch) -> int:

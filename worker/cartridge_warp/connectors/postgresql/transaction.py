@@ -126,13 +126,21 @@ class DataTransaction:
         await self._rows.write(state, await self._current(batch), batch, careful=True, snapshot=True)
 
     async def void(self, barrier: Barrier, version: int) -> None:
-        """Apply a barrier to its tables."""
+        """Apply a barrier to its tables. One that it only wants copied again keeps its rows; one that is not known
+        yet begins with its copy, since what it holds came without events."""
         for name in sorted(self._states):
+            if barrier.tables is not None and name not in barrier.tables:
+                await self._copy_again(name, barrier)
+                continue
             plan = self.plan(name)
             if plan is not None:
                 removed = await self._rows.void(plan, version, barrier.kind)
                 self.written.operations.setdefault(name, {})["delete"] = removed
             await self.target.markers.barrier(self.c, name, version, barrier.kind, again=name in barrier.resnapshot)
+
+    async def _copy_again(self, name: str, barrier: Barrier) -> None:
+        if self._states[name].state not in ("stopped", "excluded"):
+            await self.target.markers.set_state(self.c, name, "stale", barrier.kind)
 
     async def save_marker(self, marker: BatchMarker, version: int) -> None:
         """Compare-and-set of the position."""
@@ -146,7 +154,7 @@ class DataTransaction:
     async def write_chunk(self, chunk: Chunk, batch: TableBatch, stamp: int, rest: Bounds | None, size: int) -> str:
         """Write one page of a chunk and close it."""
         state = self._states.get(chunk.table)
-        if state is None or state.generation != chunk.generation or stamp <= state.tombstone:
+        if state is None or state.generation != chunk.generation or stamp < state.tombstone:
             raise ChunkVoid(f"{chunk.table} moved on while a chunk of it was read")
         if batch.changes and state.plan is not None:
             await self._copy(state, batch)
