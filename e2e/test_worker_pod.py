@@ -74,9 +74,7 @@ def test_a_running_pod_follows_changes_and_ends_in_its_grace_period(
     namespace: Namespace, image: str, source: MongoServer, shop: Database[Any], destination: Destination
 ) -> None:
     """A pod becomes Ready by /readyz, brings changes over, and a deletion ends it cleanly and in time."""
-    pod = namespace.start_worker(
-        "follow", image, ["run", "--schema", DATABASE], environment(source, destination)
-    )
+    pod = namespace.start_worker("follow", image, ["run", "--schema", DATABASE], environment(source, destination))
     pod.wait_until_ready(120)
     wait_until("the first copy", 60, lambda: len(rows(destination)) == len(MEMBERS), pod.story)
 

@@ -25,9 +25,7 @@ class Destination:
     password: str = field(repr=False)
 
 
-def wait_until(
-    what: str, seconds: float, probe: Callable[[], T | None], detail: Callable[[], str] = str
-) -> T:
+def wait_until(what: str, seconds: float, probe: Callable[[], T | None], detail: Callable[[], str] = str) -> T:
     """The first true answer of `probe`; after `seconds` a failure that says what was awaited."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -92,9 +90,7 @@ class Pod:
     def story(self) -> str:
         """What a person would look at first: the container's state, the last log lines, the events."""
         states = [repr(status.state) for status in self.read().status.container_statuses or []]
-        events = self.core.list_namespaced_event(
-            self.namespace, field_selector=f"involvedObject.name={self.name}"
-        )
+        events = self.core.list_namespaced_event(self.namespace, field_selector=f"involvedObject.name={self.name}")
         lines = [f"{event.reason}: {event.message}" for event in events.items]
         return "\n".join([*states, *self.log().splitlines()[-40:], *lines])
 

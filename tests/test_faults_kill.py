@@ -12,12 +12,12 @@ from contextlib import contextmanager
 import psycopg
 import pymongo
 import pytest
-from warp_testing.audit import Audit
-from warp_testing.process import WorkerProcess
-from warp_testing.replica import Replica, config_for
 
 from cartridge_warp.connectors.postgresql import claims
 from cartridge_warp.observe.events import State
+from warp_testing.audit import Audit
+from warp_testing.process import WorkerProcess, until
+from warp_testing.replica import Replica, config_for
 
 KILLS = 22
 SNAPSHOT = {"full_load_batch_size": 40, "max_parallel_streams": 2}
@@ -156,15 +156,6 @@ def waiting_backends(replica: Replica) -> list[int]:
         "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'cartridge-warp %%'"
         " AND datname = current_database() AND wait_event_type = 'Lock'"
     )]  # fmt: skip
-
-
-async def until(what, seconds: float = 40) -> object:
-    """Wait for a condition; returns what it gave."""
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not come"
-        await asyncio.sleep(0.05)
-    return found
 
 
 def standing_by(replica: Replica) -> list[str]:

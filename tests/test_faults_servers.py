@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
-from warp_testing.audit import Audit
-from warp_testing.process import WorkerProcess
-from warp_testing.proxy import Proxy
-from warp_testing.replica import Replica, config_for
-from warp_testing.servers import MongoServer, PostgresServer
 
 from cartridge_warp.observe.events import Committed, Failed, SnapshotDone, State
 from cartridge_warp.observe.health import Health
+from warp_testing.audit import Audit
+from warp_testing.process import WorkerProcess, until
+from warp_testing.proxy import Proxy
+from warp_testing.replica import Replica, config_for
+from warp_testing.servers import MongoServer, PostgresServer
 
 LOSING = {"synchronous_commit": "off", "wal_writer_delay": "10s", "wal_writer_flush_after": "1GB"}
 
@@ -54,15 +53,6 @@ class CommitCutter(Proxy):
                 return  # the proxy ends both ways when one has ended
             writer.write(data)
             await writer.drain()
-
-
-async def until(what, seconds: float = 40) -> Any:
-    """Wait for a condition; returns what it gave."""
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not come"
-        await asyncio.sleep(0.05)
-    return found
 
 
 def seq(uri: str) -> int:
@@ -326,7 +316,8 @@ async def test_sigterm_while_a_server_is_away(mongo, own_postgres, own_mongo):
 # -- the source forgets ------------------------------------------------------------------------------------
 
 
-async def test_a_trimmed_oplog_leads_to_a_recorded_copy_with_sweep(postgres):
+@pytest.mark.parametrize("with_token", [True, False])
+async def test_a_trimmed_oplog_leads_to_a_recorded_copy_with_sweep(postgres, with_token):
     """The position has left the oplog: this is recorded, the tables are copied again online, and what was
     deleted in the gap is swept and audited."""
     server = MongoServer("--oplog-max-entries", "200").start()
@@ -337,6 +328,11 @@ async def test_a_trimmed_oplog_leads_to_a_recorded_copy_with_sweep(postgres):
             fill(database, 100)
             async with replica.running():
                 await replica.settled()
+                if with_token:  # else the position is the moment at which the first copy began
+                    database.items.insert_one({"_id": 1000})
+                    await replica.settled()
+            token = replica.query("SELECT position ->> 'token' FROM sync_markers")[0][0]
+            assert (token is not None) is with_token
             database.items.delete_many({"_id": {"$lt": 10}})
             database.items.update_many({"_id": {"$gte": 90}}, {"$set": {"n": 5}})
             database.items.insert_one({"_id": 5, "back": True})

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from bson import Timestamp
 from bson.binary import Binary
-from conftest import Mongo
-from warp_testing.mongodb import changes_of, follow, notes_of, open_unit, rows
-from warp_testing.proxy import Hook, Proxy, failure
-from warp_testing.servers import MongoServer
 
 from cartridge_warp.errors import PositionLost, Unavailable, WarpError
 from cartridge_warp.kernel.bson import decode
 from cartridge_warp.observe.events import Note
 from cartridge_warp.records import Op
+from conftest import Mongo
+from warp_testing.mongodb import changes_of, follow, notes_of, open_unit, rows
+from warp_testing.proxy import Hook, Proxy, failure
+from warp_testing.servers import MongoServer
 
 Event = dict[str, Any]
 
@@ -300,7 +300,7 @@ async def test_other_server_errors_are_outages(mongo_server: MongoServer, mongo:
         return failure(10107, "not primary") if name == "getMore" or again else None
 
     with Proxy(mongo_server.port, hook=hook) as proxy:
-        async with open_unit(proxy.mongo_uri, mongo.name) as unit:
+        async with open_unit(proxy.mongo_uri, mongo.name, {"connection_timeout": 1}) as unit:
             start = await unit.now()
             with pytest.raises(Unavailable) as caught:
                 await follow(unit, start.position, rows(1))

@@ -105,10 +105,12 @@ class Direct:
         await self.target.prepare(batch)
         await self.session._commit(batch)
 
-    async def barrier(self, version: int, kind: str = "drop", *tables: str, again: Sequence[str] = ()) -> None:
+    async def barrier(
+        self, version: int, kind: str = "drop", *, tables: Sequence[str] | None = ("t",), again: Sequence[str] = ()
+    ) -> None:
         """Commit a barrier."""
         self.clock = max(self.clock, version)
-        barrier = Barrier(START + version, kind, tables or ("t",), tuple(again))
+        barrier = Barrier(START + version, kind, None if tables is None else tuple(tables), tuple(again))
         await self.session._commit(Batch(BatchMarker({"at": version}), barrier=barrier))
 
     async def snapshot(self, **documents: Sequence[Mapping[str, Any] | bytes]) -> None:

@@ -61,6 +61,17 @@ def shape_of(rng: random.Random) -> Shape:
     )
 
 
+def _awaited(task: asyncio.Task[Any]) -> str:
+    """Where a task waits, innermost last."""
+    names, inner = [], task.get_coro()
+    while inner is not None:
+        frame = getattr(inner, "cr_frame", None) or getattr(inner, "ag_frame", None)
+        if frame is not None:
+            names.append(f"{frame.f_code.co_name}:{frame.f_lineno}")
+        inner = getattr(inner, "cr_await", None) or getattr(inner, "ag_await", None)
+    return " > ".join(names)
+
+
 @dataclass
 class History:
     """One random history. `run` raises `Broken`, with the seed and every step in its text."""
@@ -93,7 +104,7 @@ class History:
         self.counter = 0
 
     def log(self, text: str) -> None:
-        self.trace.append(text)
+        import time; self.trace.append(f"{time.monotonic():.4f} {text}")
 
     # -- the run --------------------------------------------------------------------------------------
 
@@ -189,7 +200,7 @@ class History:
             self.source.drop(name)
         elif how == "rename":
             new = self.rng.choice([other for other in (*WANTED, OUTSIDE) if other != name])
-            self.source.rename(name, new, self.settings.wants)
+            self.source.rename(name, new)
             how = f"rename to {new}"
         elif how == "reshard":
             self.source.reshard(name)
@@ -297,6 +308,7 @@ class History:
                 self.violations.clear()
             else:
                 self.violations.append(f"the worker does not get there; {self._progress(worker)}")
+                self.log("\n".join(_awaited(task) for task in asyncio.all_tasks()))
         await self._stopped()
 
     async def _stopped(self) -> None:

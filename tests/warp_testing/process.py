@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,6 +17,16 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = [sys.executable, "-m", "cartridge_warp.cli.main"]
+
+
+async def until(what: Callable[[], Any], seconds: float = 40) -> Any:
+    """Wait for a condition; returns what it gave. It is asked in a thread: a worker inside the test must go on
+    meanwhile, because the question may wait for a lock that the worker holds."""
+    deadline = time.monotonic() + seconds
+    while not (found := await asyncio.to_thread(what)):
+        assert time.monotonic() < deadline, "it did not come"
+        await asyncio.sleep(0.05)
+    return found
 
 
 def worker_environment(source: str, destination: str, **settings: object) -> dict[str, str]:

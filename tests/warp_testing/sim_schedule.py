@@ -20,10 +20,11 @@ import pytest
 from cartridge_warp.config import UnitSettings
 from cartridge_warp.connectors.postgresql import PostgreSQLDestinationConnector, claims, rekey
 from cartridge_warp.connectors.postgresql import target as target_module
+from cartridge_warp.core import background
 from cartridge_warp.core import processor as processor_module
-from cartridge_warp.core import session as session_module
 from cartridge_warp.core.processor import SchemaProcessor
 from cartridge_warp.errors import WarpError
+from cartridge_warp.observe.events import Event, Failed, Note, Observer, SnapshotDone, SnapshotStarted
 from warp_testing.sim_source import SimSource, SimUnit
 
 __all__ = ["Schedule", "Worker", "stepwise"]
@@ -53,7 +54,8 @@ class Schedule:
         self.waits: set[object] = set()  # statements under way
         self.blocked: set[object] = set()  # those that wait for a lock
         self.news = asyncio.Event()
-        self.server = psycopg.connect(uri, autocommit=True)
+        # It speaks in between, while workers hold locks and cannot move.
+        self.server = psycopg.connect(uri, autocommit=True, options="-c lock_timeout=20ms")
 
     async def pass_gate(self, worker: Worker, label: str, *, always: bool = False) -> None:
         if worker.killed:
@@ -228,7 +230,9 @@ class Worker:
         self.inside = 0  # transactions between BEGIN and their end
         self.destination = SimDestination(uri)
         self.destination.worker = self
-        self.processor: SchemaProcessor = _Processor(settings, _Source(source, self), self.destination, once=once)
+        self.processor: SchemaProcessor = _Processor(
+            settings, _Source(source, self), self.destination, metrics_collector=Observer(self._hear), once=once
+        )
         self.begin_statement: Any = None
         schedule.workers.append(self)
         self.task: asyncio.Task[None] | None = None
@@ -248,6 +252,12 @@ class Worker:
         except Exception as error:
             self.log(f"died of {error!r}")
             self.violations.append(f"worker {self.number} died of {error!r}")
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Failed):
+            self.log(f"{event.error_type}: {event.message}")
+        elif isinstance(event, Note | SnapshotStarted | SnapshotDone):
+            self.log(f"{type(event).__name__} {event.table} {getattr(event, 'message', '')}")
 
     def log(self, text: str) -> None:
         self._log(f"  w{self.number} {text}")
@@ -322,7 +332,7 @@ def stepwise(schedule: Schedule) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psycopg.AsyncConnection, "wait", counted)
         patch.setattr(asyncio, "to_thread", _inline)
-        patch.setattr(session_module, "asyncio", _Asyncio())
+        patch.setattr(background, "asyncio", _Asyncio())
         patch.setattr(target_module.PostgreSQLTarget, "__init__", remember)
         patch.setattr(target_module, "SWEEP_PAGE", 2)
         patch.setattr(rekey, "FILL_PAGE", 2)

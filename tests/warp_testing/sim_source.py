@@ -145,7 +145,7 @@ class SimSource:
         self.names[name].append((time, None))
         self._log(Event(time, barrier=Barrier(time, "drop", (name,), () if self.uuids else (name,))))
 
-    def rename(self, old: str, new: str, wanted: Callable[[str], bool]) -> None:
+    def rename(self, old: str, new: str) -> None:
         """Rename, onto an existing name too; SecantusDB notes the drop of that one, mongod does not."""
         found = self.collection(old)
         assert found is not None
@@ -154,10 +154,8 @@ class SimSource:
         time = self._tick()
         self.names[old].append((time, None))
         self._appear(new, found, time)
-        tables = tuple(name for name in (old, new) if wanted(name))
-        again = tuple(name for name in (new, *(() if self.uuids else (old,))) if wanted(name))
-        if tables:
-            self._log(Event(time, barrier=Barrier(time, "rename", tables, again)))
+        again = (new,) if self.uuids else (new, old)
+        self._log(Event(time, barrier=Barrier(time, "rename", (old, new), again)))
 
     def drop_database(self) -> None:
         for name in self.existing():
@@ -335,12 +333,20 @@ class SimUnit:
                 break
             at += 1
             if event.barrier is not None:
-                barrier = _based(event.barrier)
+                barrier = self._barrier(event.barrier)
                 break
             if self.wants(event.name):
                 tables.setdefault(event.name, TableBatch(event.name)).changes.append(self._change(event))
         time = EPOCH + timedelta(seconds=source.time)
         return Batch(BatchMarker({"era": era, "at": at}, time, at - start), tables, barrier), at
+
+    def _barrier(self, barrier: Barrier) -> Barrier | None:
+        """None for one that concerns nothing that is mirrored."""
+        again = tuple(name for name in barrier.resnapshot if self.wants(name))
+        tables = barrier.tables if barrier.tables is None else tuple(filter(self.wants, barrier.tables))
+        if tables is not None and not tables and not again:
+            return None
+        return Barrier(BASE + barrier.version, barrier.kind, tables, again)
 
     def _change(self, event: Event) -> Change:
         assert event.op is not None
@@ -367,7 +373,3 @@ class SimUnit:
         else:
             change.op, change.image = Op.UPSERT, image
         return True
-
-
-def _based(barrier: Barrier) -> Barrier:
-    return Barrier(BASE + barrier.version, barrier.kind, barrier.tables, barrier.resnapshot)

@@ -60,7 +60,9 @@ def columns(replica: Replica, table: str) -> dict[str, str]:
 
 
 def state(replica: Replica, table: str) -> str | None:
-    """A table's state in the metadata."""
+    """A table's state in the metadata, which a worker that has just been started may not have made yet."""
+    if replica.query("SELECT to_regclass(%s)", f"{replica.unit.metadata_schema}.tables") == [(None,)]:
+        return None
     found = replica.query("SELECT state FROM tables WHERE collection = %s", table)
     return found[0][0] if found else None
 

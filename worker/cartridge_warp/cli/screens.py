@@ -17,7 +17,6 @@ from cartridge_warp.errors import mask
 __all__ = ["status_screen"]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_SHORT = 14
 _STYLES = {"complete": "green", "streaming": "green", "done": "green", "failed": "red", "stopped": "yellow"}
 
 
@@ -84,10 +83,8 @@ def _entries(entries: Sequence[Mapping[str, Any]]) -> Table:
     for name in names:
         values = [entry.get(name) for entry in entries]
         numbers = all(isinstance(value, int | float | None) for value in values)
-        short = max(len(_show(value)) for value in values) <= _SHORT
-        table.add_column(
-            _words(name), justify="right" if numbers else "left", overflow="fold", no_wrap=numbers or short
-        )
+        # Nothing here may be cut, numbers least of all: where room is short, heads and values wrap.
+        table.add_column(_words(name), justify="right" if numbers else "left", overflow="fold")
     for entry in entries:
         row = [_show(entry.get(name)) for name in names]
         table.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in row))

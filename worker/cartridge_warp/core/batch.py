@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from cartridge_warp.connectors.protocols import BatchSource
+from cartridge_warp.core.tasks import end
 from cartridge_warp.kernel.bson import identity
 from cartridge_warp.records import Batch, Change, Marker, Op, TableBatch
 
@@ -73,10 +74,7 @@ async def batches(
             finally:
                 news.cancel()
     finally:
-        stopped.cancel()
-        while not reader.done():  # once is not enough: Python 3.11's wait_for, inside the driver, can lose it
-            reader.cancel()
-            await asyncio.wait({reader}, timeout=1.0)
+        await end(stopped, reader)
         while not ready.empty():
             ready.get_nowait()
             budget.release()

@@ -16,6 +16,7 @@ from cartridge_warp.core.batch import IN_FLIGHT, Budget
 from cartridge_warp.core.plan import plan_lines
 from cartridge_warp.core.sequential import SequentialSession
 from cartridge_warp.core.session import Session
+from cartridge_warp.core.tasks import end
 from cartridge_warp.errors import ConfigError, Policy, PositionLost, TargetBusy, WarpError
 from cartridge_warp.observe.events import Event, Failed, Note, Observer, State
 
@@ -130,14 +131,11 @@ class SchemaProcessor:
         try:
             await asyncio.wait({attempt, stop}, return_when=asyncio.FIRST_COMPLETED)
             if stop.done() and self._session is None:
-                attempt.cancel()
-                await asyncio.wait({attempt})
+                await end(attempt)
             if not attempt.cancelled():
                 await attempt
         finally:
-            stop.cancel()
-            attempt.cancel()
-            await asyncio.wait({attempt})
+            await end(stop, attempt)
 
     async def _after(self, error: WarpError, attempt: int) -> None:
         """Wait as the error asks, or raise it."""

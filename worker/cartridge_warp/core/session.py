@@ -16,6 +16,7 @@ from cartridge_warp.core.background import beat, calibrate, rekey
 from cartridge_warp.core.batch import Budget, batches
 from cartridge_warp.core.evolution import evolve
 from cartridge_warp.core.snapshot import Snapshotter
+from cartridge_warp.core.tasks import together
 from cartridge_warp.errors import LockTimeout, RowError, WarpError
 from cartridge_warp.kernel.bson import native_key_kind
 from cartridge_warp.observe.events import (
@@ -109,13 +110,7 @@ class Session:
         await self.snapshotter.plan()
         states = await self.target.tables()
         self.rekeying |= {name for name, state in states.items() if state.dead_letters}
-        async with asyncio.TaskGroup() as group:
-            helpers = [group.create_task(task) for task in (beat(self), self.snapshotter.run(), rekey(self))]
-            try:
-                await self._stream()
-            finally:
-                for task in helpers:
-                    task.cancel()
+        await together(beat(self), self.snapshotter.run(), rekey(self), until=self._stream())
 
     async def _stream(self) -> None:
         async with aclosing(batches(self.source, self.marker, self.budget, self._prepare, self.stop)) as stream:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cartridge_warp.connectors.protocols import Chunk, TableState
 from cartridge_warp.core.evolution import evolve
+from cartridge_warp.core.tasks import end, together
 from cartridge_warp.errors import ChunkVoid, LockTimeout
 from cartridge_warp.observe.events import ChunkCommitted, Note, SnapshotDone, SnapshotStarted
 from cartridge_warp.records import (
@@ -53,6 +54,7 @@ class Snapshotter:
         self.settings = session.settings
         self.idle = asyncio.Event()
         self._wake = asyncio.Event()
+        self._named: set[str] = set()  # collections that cannot be mirrored and were reported
 
     def wake(self) -> None:
         """Some table's state has changed: look again."""
@@ -64,19 +66,20 @@ class Snapshotter:
     async def plan(self) -> None:
         """List the collections (after the stream's position is stored, so that whatever comes later comes by
         the stream) and begin what is missing."""
-        listed = {collection.name: collection for collection in await self.source.collections()}
+        found = {collection.name: collection for collection in await self.source.collections()}
         states = await self.target.tables()
-        for name, collection in sorted(listed.items()):
-            if collection.reason is not None:
-                self._note(name, f"{name} is not mirrored: {collection.reason}")
-            else:
-                await self._begin(name, collection, states.get(name))
+        listed = {name: collection for name, collection in sorted(found.items()) if collection.reason is None}
+        for name in sorted(found.keys() - listed.keys() - self._named):
+            self._named.add(name)
+            self._note(name, f"{name} is not mirrored: {found[name].reason}")
+        for name, collection in listed.items():
+            await self._begin(name, collection, states.get(name))
         for name, state in sorted(states.items()):
             if not self.settings.wants(name):
                 if state.state != "excluded":
                     await self.target.set_state(name, "excluded", "left out by the filters")
             elif name not in listed and state.state in ("stale", "excluded"):
-                # It may be gone from the source: an empty copy and the sweep settle that.
+                # It may be gone from the source, or be a view now: an empty copy and the sweep settle that.
                 await self._begin(name, None, state)
 
     async def _begin(self, name: str, collection: Collection | None, state: TableState | None) -> None:
@@ -118,9 +121,7 @@ class Snapshotter:
             SnapshotStarted, table=name, generation=state.generation, rows_estimated=state.rows_estimated,
             reason=state.reason,
         )  # fmt: skip
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self.session.parallel(name)):
-                group.create_task(self._reader(name))
+        await together(*(self._reader(name) for _ in range(self.session.parallel(name))))
         state = (await self.target.tables())[name]
         swept = await self.target.sweep(name) if state.sweep else 0
         if await self.target.complete_table(name, state.generation):
@@ -166,8 +167,7 @@ class Snapshotter:
         """Give back the permit of a page that nobody will write."""
         if following is None:
             return
-        following.cancel()
-        await asyncio.wait({following})
+        await end(following)
         if not following.cancelled() and following.exception() is None:
             self.session.budget.release()
 

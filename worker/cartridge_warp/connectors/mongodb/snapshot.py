@@ -135,7 +135,9 @@ class Ranges:
         rest = None
         if walk.more:
             rest = Bounds(dump_key(key_of(page[-1])), bounds.upper, after=True)
-            self._walks[table, rest] = walk
+            older, self._walks[table, rest] = self._walks.get((table, rest)), walk
+            if older is not None:
+                await older.close()
         else:
             await walk.close()
         return ChunkPage(page, rest, sum(map(len, page)), version_of(position_time(walk.stamp.position)))

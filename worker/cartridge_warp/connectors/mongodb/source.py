@@ -58,8 +58,7 @@ class MongoDBSourceConnector(BaseSourceConnector):
     async def connect(self) -> None:
         """Open the client and reach a server. Raises `Unavailable` or `SourceRefused`."""
         if self._client is None:
-            with guard("use the connection string of the source"):
-                self._client = AsyncMongoClient(self._config.connection_string, **_options(self._config))
+            self._client = _open(self._config)
         with guard("connect to MongoDB"):
             await self._client.admin.command("ping")
         self.connected = True
@@ -142,6 +141,15 @@ class MongoDBSourceConnector(BaseSourceConnector):
         default = self._connected().get_default_database(schema_name).name
         database = self._config.database or default
         return self.unit(UnitSettings.of(SchemaConfig(name=schema_name, database=database)))
+
+
+def _open(config: SourceConfig) -> AsyncMongoClient[dict[str, Any]]:
+    """A client, not connected yet."""
+    with guard("use the connection string of the source"):
+        try:
+            return AsyncMongoClient(config.connection_string, **_options(config))
+        except (OSError, TypeError, ValueError) as exc:  # a port, a file or an option that cannot be
+            raise SourceRefused(f"cannot use the connection string or a TLS file of the source: {exc}") from exc
 
 
 def _options(config: SourceConfig) -> dict[str, Any]:

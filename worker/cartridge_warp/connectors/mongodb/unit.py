@@ -24,6 +24,7 @@ from cartridge_warp.connectors.mongodb.preflight import (
 from cartridge_warp.connectors.mongodb.reads import present
 from cartridge_warp.connectors.mongodb.sizes import Sizes
 from cartridge_warp.connectors.mongodb.snapshot import Ranges, list_collections
+from cartridge_warp.errors import PositionLost
 from cartridge_warp.observe.events import Note, Observer
 from cartridge_warp.records import (
     Batch,
@@ -94,12 +95,23 @@ class MongoDBUnit:
         """Batches behind the marker; see `BatchSource.batches`."""
         with guard("ask for the source's time"):
             clock = await present(self._client)
+        await self._check_kept(marker.position)
         feed = self._feed.batches(marker.position, clock.cluster)
         try:
             async for batch in feed:
                 yield batch
         finally:
             await feed.aclose()
+
+    async def _check_kept(self, position: Position) -> None:
+        """Not every server refuses to begin at a time that its oplog no longer reaches; some skip the gap."""
+        with guard("read the oplog's oldest entry"):
+            oldest = await oldest_change(self._client)
+        if oldest is not None and position_time(position) < oldest:
+            raise PositionLost(
+                f"{self._where}: the source no longer holds the changes after the position: its oplog begins"
+                f" {oldest.time - position_time(position).time} s later"
+            )
 
     async def complete(self, batch: Batch) -> None:
         """Read the documents that the batch's updates speak of; see `BatchSource.complete`."""

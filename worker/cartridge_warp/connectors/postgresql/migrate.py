@@ -18,12 +18,13 @@ from cartridge_warp import __version__
 from cartridge_warp.connectors.postgresql.sql import lock_key
 from cartridge_warp.errors import DestinationRefused, MetadataTooNew
 
-__all__ = ["migrate"]
+__all__ = ["available", "migrate"]
 
 _OLDEST = re.compile(r"^-- min_worker_version: (\S+)$", re.MULTILINE)
 
 
-def _available() -> list[tuple[int, str, str]]:
+def available() -> list[tuple[int, str, str]]:
+    """All migrations in order: number, file name, text."""
     folder = resources.files(__package__) / "migrations"
     files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda f: f.name)
     return [(int(entry.name[:4]), entry.name, entry.read_text()) for entry in files]
@@ -40,7 +41,7 @@ async def migrate(c: AsyncConnection[Any], schema: str) -> None:
         async with c.transaction():
             await c.execute("SELECT pg_advisory_xact_lock(%s)", (lock_key("migrations", schema),))
             applied = await _applied(c, schema)
-            for version, title, text in _available():
+            for version, title, text in available():
                 if version in applied:
                     continue
                 oldest = _OLDEST.search(text)

@@ -267,8 +267,8 @@ class RowWriter:
     async def _bury(self, plan: TablePlan, change: Change, class_: str, message: str) -> None:
         if not self.t.target.settings.error_handling.dead_letter_queue and class_ != "key_type":
             raise RowError(
-                f"{message}; the document {key_text(_key(change, plan.key_field))} of {plan.table} cannot be written and"
-                " error_handling.dead_letter_queue is false: correct the document or allow dead letters"
+                f"{message}; the document {key_text(_key(change, plan.key_field))} of {plan.table} cannot be written"
+                " and error_handling.dead_letter_queue is false: correct the document or allow dead letters"
             )
         key = _key(change, plan.key_field)
         cursor = await self.t.c.execute(
