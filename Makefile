@@ -58,6 +58,8 @@ bench: $(DEV)
 docs: $(DOCS)
 	@$(BIN)/python -m cartridge_warp.config.reference > .venv/configuration.md
 	@mv .venv/configuration.md docs/configuration.md
+	@$(BIN)/python -m cartridge_warp.connectors.postgresql.reference > .venv/metadata.md
+	@mv .venv/metadata.md docs/metadata.md
 	@$(BIN)/mkdocs build --strict
 	@echo "docs: site/index.html"
 
@@ -88,19 +90,20 @@ $(DOCS):
 	@$(call install,docs,the documentation,docs)
 
 # $(call install,EXTRA,WHAT FOR,STAMPS): everything it says goes to stderr, since stdout may be somebody's JSON.
+# Every Python on the path is tried, since a version manager puts names there that do not run.
 # A virtual environment is made again when it does not run, has no pip, or was made in another folder.
 define install
 exec 1>&2; \
 if ! { grep -qsF "$(CURDIR)/.venv" .venv/bin/activate && $(BIN)/python -m pip --version >/dev/null 2>&1; }; then \
   python=; unusable=; \
-  for name in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
+  for name in $$(type -ap $(or $(PYTHON),python3.13 python3.12 python3.11 python3)); do \
     $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1 || continue; \
     if $$name -c 'import venv, ensurepip' >/dev/null 2>&1; then python=$$name; break; fi; \
-    unusable=$${unusable:-$$name}; \
+    unusable=$${unusable:-$${name##*/}}; \
   done; \
   if [ -z "$$python" ]; then \
     if [ -n "$$unusable" ]; then echo "make: $$unusable has no venv module; install it (Debian, Ubuntu: apt-get install $$unusable-venv) and try again"; \
-    else echo "make: no Python 3.11, 3.12 or 3.13 was found; install one of them with its venv module and try again"; fi; \
+    else echo "make: $(or $(PYTHON:%=% is no),no) Python 3.11, 3.12 or 3.13 $(if $(PYTHON),that runs,was found); install one of them with its venv module and try again"; fi; \
     exit 1; \
   fi; \
   echo "make: creating .venv with $$($$python --version)"; \

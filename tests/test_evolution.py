@@ -304,6 +304,24 @@ async def test_a_table_that_does_not_fit(mongo: Any, postgres: str, definition: 
     assert "_warp_version" not in columns(replica, "t")
 
 
+async def test_a_column_of_somebody_else(mongo: Any, postgres: str) -> None:
+    """A column that somebody added to a mirrored table serves a later field when it fits; else one sentence says what
+    to do, and after that is done replication goes on where it was."""
+    replica = replica_of(mongo, postgres)
+    mongo.db.t.insert_one({"_id": 1})
+    await replica.once()
+    replica.query("ALTER TABLE t ADD fits text, ADD other integer")
+    mongo.db.t.insert_one({"_id": 2, "fits": "text"})
+    await replica.once()
+    mongo.db.t.insert_one({"_id": 3, "other": "text"})
+    with pytest.raises(DestinationRefused, match="column other is integer"):
+        await replica.once()
+    replica.query("ALTER TABLE t DROP other")
+    await replica.once()
+    assert await replica.differences() == []
+    assert replica.query("SELECT fits, other FROM t ORDER BY _id") == [(None, None), ("text", None), (None, "text")]
+
+
 async def test_a_view_of_that_name(mongo: Any, postgres: str) -> None:
     """A view that has a collection's name is not touched; the refusal names it."""
     replica = replica_of(mongo, postgres)

@@ -8,13 +8,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import psycopg
 import pymongo
 import pytest
 
-from cartridge_warp.connectors.postgresql import claims
+from cartridge_warp.connectors.postgresql import PostgreSQLDestinationConnector, claims
+from cartridge_warp.errors import Fenced, Unavailable
 from cartridge_warp.observe.events import State
+from cartridge_warp.records import BatchMarker, SourceIdentity, Stamp
 from warp_testing.audit import Audit
 from warp_testing.process import WorkerProcess, until
 from warp_testing.replica import Replica, config_for
@@ -227,6 +230,43 @@ async def test_a_frozen_idle_worker_is_replaced(mongo, postgres, replica, monkey
             assert audit.writes() == before
             assert "standby" in told(replica)
     audit.check()
+
+
+async def test_the_fence_stops_every_step_of_a_replaced_worker(postgres, replica, monkeypatch):
+    """A take-over ends the transaction that its predecessor has open, at once; after that the predecessor can
+    begin none, and neither a heartbeat nor a fresh start gets past the fence."""
+    monkeypatch.setattr(claims, "DEAD_AFTER", -1)
+    identity, stamp = SourceIdentity("cluster", "shop"), Stamp(1, {"at": 1}, datetime.now(UTC))
+    ends = [PostgreSQLDestinationConnector(postgres) for _ in range(2)]
+    first, second = (end.target(replica.unit) for end in ends)
+    for end in ends:
+        await end.connect()
+    try:
+        await first.open(identity)
+        await first.create_marker(stamp)
+
+        async def replaced_before_its_commit() -> None:
+            async with first.transaction(["items"]) as t:
+                await t.save_marker(BatchMarker({"at": 2}), 2)
+                await second.open(identity)
+
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(replaced_before_its_commit(), 15)
+
+        async def begin() -> None:
+            async with first.transaction(["items"]) as t:
+                await t.save_marker(BatchMarker({"at": 3}), 3)
+
+        for step in (begin, first.resume, lambda: first.heartbeat("streaming")):
+            with pytest.raises(Fenced):
+                await step()
+        assert replica.query("SELECT position, seq FROM sync_markers") == [({"at": 1}, 0)]
+        async with second.transaction(["items"]) as t:
+            await t.save_marker(BatchMarker({"at": 4}), 4)
+    finally:
+        for end in ends:
+            await end.disconnect()
+    assert replica.query("SELECT position, seq FROM sync_markers") == [({"at": 4}, 1)]
 
 
 async def test_of_two_workers_started_together_one_works(mongo, postgres, replica):

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from cartridge_warp.observe.events import Committed, Failed, SnapshotDone, State
+from cartridge_warp.observe.events import Committed, Failed, SnapshotDone, SnapshotStarted, State
 from cartridge_warp.observe.health import Health
 from warp_testing.audit import Audit
 from warp_testing.process import WorkerProcess, until
@@ -23,8 +23,8 @@ LOSING = {"synchronous_commit": "off", "wal_writer_delay": "10s", "wal_writer_fl
 
 @pytest.fixture
 def own_mongo() -> Iterator[MongoServer]:
-    """A MongoDB-protocol server that the test may stop."""
-    server = MongoServer().start()
+    """A MongoDB-protocol server that the test may kill; what it has acknowledged is on its disk."""
+    server = MongoServer("--sync-on-commit").start()
     yield server
     server.close()
 
@@ -217,6 +217,32 @@ async def test_a_cut_in_the_middle_of_a_batch(mongo, postgres, postgres_server):
             await behind.settled()
     audit.check()
     assert dead_letters(behind) == 0
+
+
+async def test_a_cut_in_the_middle_of_a_chunk(mongo, postgres, postgres_server):
+    """The connection breaks while pages of a snapshot are written: the chunks that were claimed are open again
+    for the same process, each of their rows is copied once, and the copy ends."""
+    audit = Audit(postgres, mongo.name)
+    behind = Replica(config_for(mongo.uri, postgres, mongo.name))
+    fill(mongo.db, 3000)
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with Proxy(postgres_server.port) as proxy:
+        uri = f"postgresql://postgres@127.0.0.1:{proxy.port}/{postgres.rpartition('/')[2]}"
+        options = {"full_load_batch_size": 20, "max_parallel_streams": 2}
+        replica = Replica(config_for(mongo.uri, uri, mongo.name, **options))
+        async with replica.running():
+            await until(lambda: copied(behind) > 0)
+            with psycopg.connect(postgres) as blocker:
+                lock = f'LOCK TABLE "{mongo.name}".items IN ACCESS EXCLUSIVE MODE'
+                await asyncio.to_thread(blocker.execute, lock)
+                await until(lambda: behind.query(waiting))
+                assert behind.query("SELECT 1 FROM snapshot_chunks WHERE state = 'claimed'")
+                proxy.cut()
+                await until(lambda: replica.heard(Failed))
+            await behind.settled()
+            await until(lambda: replica.heard(SnapshotDone))
+    audit.check()
+    assert len(replica.heard(SnapshotStarted)) < 20
 
 
 # -- servers restart ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from bson.codec_options import CodecOptions, DatetimeConversion
 from cartridge_warp.config import UnitSettings
 from cartridge_warp.connectors.postgresql import PostgreSQLDestinationConnector
 from cartridge_warp.connectors.postgresql.target import PostgreSQLTarget
-from cartridge_warp.core.batch import IN_FLIGHT, compact
+from cartridge_warp.core.batch import Budget, compact
 from cartridge_warp.core.session import Session
 from cartridge_warp.kernel import decode
 from cartridge_warp.observe.events import Event, Observer
@@ -70,7 +70,7 @@ class Direct:
         self.clock = 0
         self.target = target
         self.session = Session(
-            settings, self, target, Observer(self.events.append), asyncio.Semaphore(IN_FLIGHT),  # type: ignore[arg-type]
+            settings, self, target, Observer(self.events.append), Budget(),  # type: ignore[arg-type]
             stop=asyncio.Event(), once=False,
         )  # fmt: skip
 

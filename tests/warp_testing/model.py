@@ -104,7 +104,7 @@ class History:
         self.counter = 0
 
     def log(self, text: str) -> None:
-        import time; self.trace.append(f"{time.monotonic():.4f} {text}")
+        self.trace.append(text)
 
     # -- the run --------------------------------------------------------------------------------------
 
@@ -301,7 +301,10 @@ class History:
         deadline = asyncio.get_running_loop().time() + DRAIN_SECONDS
         while worker.alive and not self.violations:
             await asyncio.sleep(0.02)
-            self.check()
+            try:
+                self.check()
+            except psycopg.errors.LockNotAvailable:
+                self.violations.append("a column is being added")
             if not self.violations:
                 break
             if asyncio.get_running_loop().time() < deadline:

@@ -179,7 +179,7 @@ class SimSource:
     def restore(self) -> None:
         """Another copy of the data, of an earlier time: the clock goes back too. No open read survives."""
         back = self.rng.randint(max(5, self.time - 20), self.time)
-        for name in self.existing():
+        for name in self.names:
             old, fresh = self.collection(name, back), None
             if old is not None:
                 fresh = SimCollection(self._uuid())

@@ -11,13 +11,58 @@ from cartridge_warp.core.tasks import end
 from cartridge_warp.kernel.bson import identity
 from cartridge_warp.records import Batch, Change, Marker, Op, TableBatch
 
-__all__ = ["IN_FLIGHT", "Budget", "batches", "compact"]
+__all__ = ["Budget", "Share", "batches", "compact"]
 
-IN_FLIGHT = 4  # batches in one process, shared by all schemas
+IN_FLIGHT = 4  # batches in one process, shared by all schemas; each has one at least
 AHEAD = 2  # batches that one schema may have ready while it writes another
 
-Budget = asyncio.Semaphore
-"""What may be in flight: one permit for each batch or page of a snapshot, from its reading to its commit."""
+
+class Budget:
+    """What may be in flight in a process: one permit for each batch or page of a snapshot, from its reading to its
+    commit. A share that holds none is always given one: a schema that waits for a lock with all it has read must
+    not stop the others."""
+
+    def __init__(self, most: int = IN_FLIGHT) -> None:
+        self.most = most
+        self.used = 0
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def share(self) -> Share:
+        """The part of one stream, or of one schema's snapshots."""
+        return Share(self)
+
+    async def released(self) -> None:
+        """Wait until some permit is given back."""
+        self._waiting.append(asyncio.get_running_loop().create_future())
+        await self._waiting[-1]
+
+    def release(self) -> None:
+        """Take a permit back; whoever waits looks again, in the order in which they came."""
+        self.used -= 1
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            if not each.done():
+                each.set_result(None)
+
+
+class Share:
+    """The permits of one user of a budget."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._held = 0
+
+    async def acquire(self) -> None:
+        """Take a permit, when there is one."""
+        while self._held and self._budget.used >= self._budget.most:
+            await self._budget.released()
+        self._held += 1
+        self._budget.used += 1
+
+    def release(self) -> None:
+        """Give a permit back."""
+        self._held -= 1
+        self._budget.release()
 
 
 def compact(batch: Batch, version_offset: int) -> None:
@@ -45,7 +90,7 @@ def _compact(table: TableBatch, version_offset: int) -> None:
 async def batches(
     source: BatchSource,
     marker: Marker,
-    budget: Budget,
+    budget: Share,
     prepare: Callable[[Batch], Awaitable[object]],
     stop: asyncio.Event,
 ) -> AsyncGenerator[Batch, None]:
@@ -83,7 +128,7 @@ async def batches(
 async def _read(
     source: BatchSource,
     marker: Marker,
-    budget: Budget,
+    budget: Share,
     prepare: Callable[[Batch], Awaitable[object]],
     ready: asyncio.Queue[Batch],
     arrived: asyncio.Event,

@@ -12,7 +12,8 @@ from cartridge_warp.connectors.base import DestinationConnector, SourceConnector
 from cartridge_warp.connectors.protocols import SourceUnit, Target, TransactionalDestination, UnitSource
 from cartridge_warp.connectors.record_target import RecordTarget
 from cartridge_warp.connectors.record_unit import RecordUnit
-from cartridge_warp.core.batch import IN_FLIGHT, Budget
+from cartridge_warp.connectors.unit_records import UnitRecords
+from cartridge_warp.core.batch import Budget
 from cartridge_warp.core.plan import plan_lines
 from cartridge_warp.core.sequential import SequentialSession
 from cartridge_warp.core.session import Session
@@ -52,7 +53,7 @@ class SchemaProcessor:
         self.observer = metrics_collector or Observer()
         self.once = once or self.settings.mode == "snapshot"
         self.take_over = take_over
-        self.budget = budget or asyncio.Semaphore(IN_FLIGHT)
+        self.budget = budget or Budget()
         self.state = "stopped"
         self.error = ""
         self._stop = asyncio.Event()
@@ -144,8 +145,13 @@ class SchemaProcessor:
             await self._pause(STANDBY_WAIT)
             return
         if isinstance(error, PositionLost):
-            self.emit(Failed, error_type=error.code, message=str(error), attempt=attempt, retry_in=0.0)
             self._lost = str(error)
+            if self.once and attempt >= ONCE_TRIES:
+                raise error
+            # At once; but a source that loses each position before anything is written is not asked in a loop.
+            delay = random.uniform(1, LONGEST_WAIT) if attempt > 1 else 0.0  # noqa: S311 (jitter, not a secret)
+            self.emit(Failed, error_type=error.code, message=str(error), attempt=attempt, retry_in=delay)
+            await self._pause(delay)
             return
         if error.policy in (Policy.STOP, Policy.DEAD_LETTER) or (self.once and attempt >= ONCE_TRIES):
             raise error
@@ -213,7 +219,11 @@ class SchemaProcessor:
         await session.run()
 
     async def _sequential(self) -> None:
-        source = self._record_source(RecordSource)
+        source: RecordSource | UnitRecords
+        if isinstance(self.source, UnitSource):
+            source = UnitRecords(self.source.unit(self.settings), self.observer)
+        else:
+            source = self._record_source(RecordSource)
         destination: Any = self.destination
         if self.metadata is not None:
             destination = _PositionsElsewhere(destination, self.metadata)

@@ -6,9 +6,9 @@ import asyncio
 
 from cartridge_warp.config import UnitSettings, WarpConfig
 from cartridge_warp.connectors.registry import ConnectorFactory
-from cartridge_warp.core.batch import IN_FLIGHT
+from cartridge_warp.core.batch import Budget
 from cartridge_warp.core.processor import SchemaProcessor
-from cartridge_warp.errors import WarpError
+from cartridge_warp.errors import mask
 from cartridge_warp.observe.events import Note, Observer
 
 __all__ = ["WarpRunner"]
@@ -50,7 +50,7 @@ class WarpRunner:
         factory = ConnectorFactory(self.config.plugins)
         source = await factory.create_source_connector(self.config.source)
         destination = await factory.create_destination_connector(self.config.destination)
-        budget = asyncio.Semaphore(IN_FLIGHT)
+        budget = Budget()
         self.processors = [
             SchemaProcessor(
                 unit, source, destination, None, self.observer,
@@ -75,14 +75,14 @@ class WarpRunner:
                     return
                 await processor.start()
                 return
-            except WarpError as error:
+            except Exception as error:  # also a fault of ours in one schema: the others must not notice
                 if self.once or len(self.settings) == 1 or self._stop.is_set():
                     raise
                 self.observer.emit(
                     Note(
                         processor.settings.database, processor.settings.name, level="warning",
                         message=f"schema {processor.settings.name} failed and is tried again in"
-                        f" {RESTART_AFTER:.0f} s: {error}",
+                        f" {RESTART_AFTER:.0f} s: {mask(str(error)) or type(error).__name__}",
                     )
                 )  # fmt: skip
             try:

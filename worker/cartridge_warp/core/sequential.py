@@ -15,6 +15,7 @@ from typing import Any
 from cartridge_warp.config import UnitSettings
 from cartridge_warp.connectors.adapter import RecordSource
 from cartridge_warp.connectors.record_target import RecordTarget
+from cartridge_warp.connectors.unit_records import UnitRecords
 from cartridge_warp.core.batch import Budget, batches
 from cartridge_warp.observe.events import (
     ChunkCommitted,
@@ -32,17 +33,17 @@ __all__ = ["SequentialSession"]
 
 
 class SequentialSession:
-    """One stretch of replication between simple connectors."""
+    """One stretch of replication into a simple destination."""
 
     def __init__(
-        self, settings: UnitSettings, source: RecordSource, target: RecordTarget, observer: Observer,
+        self, settings: UnitSettings, source: RecordSource | UnitRecords, target: RecordTarget, observer: Observer,
         budget: Budget, *, stop: asyncio.Event, once: bool, again: bool = False,
     ) -> None:  # fmt: skip
         self.settings = settings
         self.source = source
         self.target = target
         self.observer = observer
-        self.budget = budget
+        self.budget = budget.share()
         self.stop = stop
         self.once = once
         self.again = again

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from cartridge_warp.config import UnitSettings
-from cartridge_warp.connectors.protocols import SourceUnit, Target, Transaction, Written
+from cartridge_warp.connectors.protocols import PlanChange, SourceUnit, TableState, Target, Transaction, Written
 from cartridge_warp.core.background import beat, calibrate, rekey
 from cartridge_warp.core.batch import Budget, batches
 from cartridge_warp.core.evolution import evolve
@@ -50,7 +50,7 @@ class Session:
         self.source = source
         self.target = target
         self.observer = observer
-        self.budget = budget
+        self.budget, self.pages = budget.share(), budget.share()
         self.stop = stop
         self.once = once
         self.marker = Marker({}, 0)
@@ -107,10 +107,14 @@ class Session:
     async def run(self) -> None:
         """Replicate until `stop`, or until everything is copied and caught up when `once`."""
         await calibrate(self)
+        # The heart beats while many collections are listed: a standby takes over 20 s after the last beat.
+        await together(beat(self), until=self._replicate())
+
+    async def _replicate(self) -> None:
         await self.snapshotter.plan()
         states = await self.target.tables()
         self.rekeying |= {name for name, state in states.items() if state.dead_letters}
-        await together(beat(self), self.snapshotter.run(), rekey(self), until=self._stream())
+        await together(self.snapshotter.run(), rekey(self), until=self._stream())
 
     async def _stream(self) -> None:
         async with aclosing(batches(self.source, self.marker, self.budget, self._prepare, self.stop)) as stream:
@@ -143,7 +147,7 @@ class Session:
             self._goal = await self.source.moment()
             self._quiet_since = time.monotonic()
             reached = self._reached(batch)
-        return self.once and reached and self.snapshotter.idle.is_set()
+        return self.once and reached and self.snapshotter.idle.is_set() and not self.rekeying
 
     def _reached(self, batch: Batch) -> bool:
         """True when the stream has passed the moment that a single run ends at. A source whose positions move
@@ -213,12 +217,15 @@ class Session:
         for name, kinds in samples.items():
             observed[name].keys.update(kinds)
         now = time.monotonic()
-        open_ = {name: seen for name, seen in observed.items() if self._blocked.get(name, 0.0) <= now}
         fields = {name: table.key_field for name, table in batch.tables.items()}
-        changes = evolve(t.states, open_, self.settings, key_fields=fields)
+        changes = evolve(t.states, observed, self.settings, key_fields=fields)
         if any(change.change == "add_table" for change in changes):  # the names that are taken matter only now
-            changes = evolve(t.states, open_, self.settings, relations=await t.relations(), key_fields=fields)
+            changes = evolve(t.states, observed, self.settings, relations=await t.relations(), key_fields=fields)
+        needed = {change.plan.table for change in changes if _is_needed(change, t.states.get(change.plan.table))}
+        changes = [c for c in changes if c.plan.table in needed or self._blocked.get(c.plan.table, 0.0) <= now]
         await t.evolve(changes)
+        if waiting := sorted(needed & t.written.blocked):
+            raise LockTimeout(f"a lock on {waiting[0]} keeps out what its rows need; end the session that holds it")
         for name in t.written.blocked:
             self._blocked[name] = now + DDL_RETRY
             self.emit(
@@ -259,6 +266,13 @@ class Session:
             seconds=seconds, refused=written.refused, batch=uuid.uuid4().hex[:12],
             source_time=batch.marker.source_time,
         )  # fmt: skip
+
+
+def _is_needed(change: PlanChange, state: TableState | None) -> bool:
+    """True for what rows cannot do without: the table itself, and the columns of soft deletion. The values of other
+    columns have a place in `_warp_extra`."""
+    plan = state.plan if state else None
+    return plan is None or plan.soft_column != change.plan.soft_column
 
 
 def _newest(batch: Batch) -> int:

@@ -155,7 +155,7 @@ class Snapshotter:
                 try:
                     token = await self._write(chunk, current)
                 finally:
-                    self.session.budget.release()
+                    self.session.pages.release()
                 if following is not None and current.rest is not None:
                     number, claim = token.split(":", 1)
                     chunk = replace(chunk, id=int(number), claim=claim, bounds=current.rest)
@@ -169,12 +169,12 @@ class Snapshotter:
             return
         await end(following)
         if not following.cancelled() and following.exception() is None:
-            self.session.budget.release()
+            self.session.pages.release()
 
     async def _read(self, name: str, bounds: Bounds) -> _Page:
         """Read and encode one page, as of a stamp of its own."""
         settings = self.settings.table(name)
-        await self.session.budget.acquire()
+        await self.session.pages.acquire()
         try:
             stamp = await self.source.moment()
             found = await self.source.read_chunk(
@@ -186,7 +186,7 @@ class Snapshotter:
             batch = Batch(BatchMarker(stamp.position), {name: table})
             await self.target.prepare(batch)
         except BaseException:
-            self.session.budget.release()
+            self.session.pages.release()
             raise
         return _Page(batch, table, replace(stamp, version=version), found.rest, found.bytes)
 

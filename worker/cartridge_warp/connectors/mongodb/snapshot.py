@@ -146,6 +146,8 @@ class Ranges:
         return max(1, await self._sizes.of(table))
 
     async def _begin(self, table: str, bounds: Bounds, stamp: Stamp, answer: int) -> _Walk:
+        for left in [key for key, walk in self._walks.items() if walk.age > _LONGEST_WALK]:
+            await self._walks.pop(left).close()  # of chunks that a barrier has voided
         options: dict[str, Any] = {}
         if bounds.lower is not None:
             options["min"] = raw_query("_id", load_key(bounds.lower))

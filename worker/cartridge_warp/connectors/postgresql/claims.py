@@ -91,7 +91,10 @@ async def _create_schema(target: PostgreSQLTarget, c: Connection) -> bool:
     if await found.fetchone() is not None:
         return False
     try:
-        await c.execute(SQL("CREATE SCHEMA {}").format(Identifier(target.name)))
+        async with c.transaction():
+            await c.execute(SQL("CREATE SCHEMA {}").format(Identifier(target.name)))
+    except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateSchema):
+        return False  # another worker that starts at this moment was first
     except psycopg.errors.InsufficientPrivilege as error:
         raise DestinationRefused(
             f"{target.where}: {error.diag.message_primary}; grant CREATE on the database to the worker's role,"
@@ -124,11 +127,16 @@ async def _own(
                 " schema, or run once with --take-over to claim it"
             )
         await c.execute(m("UPDATE {m}.owners SET identity = %s, claimed_at = now() WHERE target = {t}"), (mine,))
-    if (cluster, database) != (source.cluster, source.database):
+    if database != source.database or not _same_cluster(cluster, source.cluster):
         raise SourceChanged(
             f"{target.where} was filled from database {database} of {cluster}, and the source is now database"
             f" {source.database} of {source.cluster}; connect to the old source, or choose another target schema"
         )
+
+
+def _same_cluster(known: str, present: str) -> bool:
+    """True also when only one of them could be read in full: with fewer privileges an identity has no id at its end."""
+    return known == present or known.startswith(f"{present}:") or present.startswith(f"{known}:")
 
 
 async def _raise_epoch(target: PostgreSQLTarget, c: Connection) -> int:
@@ -150,7 +158,10 @@ async def _raise_epoch(target: PostgreSQLTarget, c: Connection) -> int:
         m("INSERT INTO {m}.sync_runs (target, instance, mode) VALUES ({t}, %s, %s)"),
         (target.instance, target.settings.mode),
     )
-    await c.execute(m("DELETE FROM {m}.workers WHERE target = {t} AND heartbeat < now() - interval '7 days'"), ())
+    for history, time, keep in (("workers", "heartbeat", 7), ("sync_runs", "started_at", 90), ("error_log", "at", 90)):
+        await c.execute(
+            m(f"DELETE FROM {{m}}.{history} WHERE target = {{t}} AND {time} < now() - interval '{keep} days'"), ()
+        )
     return int(row[0])
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from psycopg import AsyncConnection
@@ -144,6 +144,11 @@ class Markers:
             plan = self.plans[table] = TablePlan.from_json({**row[0], "version": version})
         return plan
 
+    def forget(self, tables: Iterable[str]) -> None:
+        """Drop the cached plans of these tables."""
+        for table in tables:
+            self.plans.pop(table, None)
+
     async def register(self, c: Connection, table: str, state: str, uuid_: str | None, reason: str) -> None:
         """Note a collection that is not known yet."""
         await c.execute(
@@ -203,12 +208,21 @@ class Markers:
             (version, again, kind, table),
         )
         await self._cancel_chunks(c, table)
-        for statement in (
-            "UPDATE {m}.dead_letters SET state = 'superseded', updated_at = now() WHERE target = {t}"
-            " AND \"table\" = %s AND state IN ('open', 'waiting') AND version <= %s",
-            'DELETE FROM {m}.tombstones WHERE target = {t} AND "table" = %s AND version <= %s',
-        ):
-            await c.execute(self.statements.m(statement), (table, version))
+        await self.supersede(c, table, version)
+        await c.execute(
+            self.statements.m('DELETE FROM {m}.tombstones WHERE target = {t} AND "table" = %s AND version <= %s'),
+            (table, version),
+        )
+
+    async def supersede(self, c: Connection, table: str, version: int) -> None:
+        """Settle a table's dead letters up to a version: their documents are gone, or have come again since."""
+        await c.execute(
+            self.statements.m(
+                "UPDATE {m}.dead_letters SET state = 'superseded', updated_at = now() WHERE target = {t}"
+                " AND \"table\" = %s AND state IN ('open', 'waiting') AND version <= %s"
+            ),
+            (table, version),
+        )
 
     # -- snapshots ------------------------------------------------------------------------------------
 
@@ -249,14 +263,17 @@ class Markers:
                 (part.lower, part.upper, part.after, table),
             )
 
-    async def release_chunks(self, c: Connection) -> None:
-        """Open every claimed chunk again: a new epoch has begun, the old claims are void."""
+    async def release_chunks(
+        self, c: Connection, instance: uuid.UUID | None = None, table: str | None = None
+    ) -> None:
+        """Open every claimed chunk again, or those of one worker and table: the old claims are void."""
         await c.execute(
             self.statements.m(
                 "UPDATE {m}.snapshot_chunks SET state = 'open', claim = NULL, instance = NULL, updated_at = now()"
-                " WHERE target = {t} AND state = 'claimed'"
+                " WHERE target = {t} AND state = 'claimed' AND instance = coalesce(%s, instance)"
+                ' AND "table" = coalesce(%s, "table")'
             ),
-            (),
+            (instance, table),
         )
 
     async def claim(self, c: Connection, table: str, instance: uuid.UUID) -> Chunk | None:
@@ -327,6 +344,16 @@ class Markers:
         ):
             await c.execute(self.statements.m(statement), (table,))
         return True
+
+    async def settle_unseen(self, c: Connection, table: str, start: int) -> None:
+        """At the end of a copy: what waits since before it began was not seen by it, so its document is gone."""
+        await c.execute(
+            self.statements.m(
+                "UPDATE {m}.dead_letters SET state = 'superseded', updated_at = now() WHERE target = {t}"
+                " AND \"table\" = %s AND state IN ('open', 'waiting') AND version < %s"
+            ),
+            (table, start),
+        )
 
     async def _cancel_chunks(self, c: Connection, table: str | None) -> None:
         await c.execute(

@@ -14,7 +14,7 @@ from cartridge_warp.config import UnitSettings
 from cartridge_warp.connectors.postgresql.arrays import BinaryArray, copy_buffer, parameters
 from cartridge_warp.connectors.postgresql.errors import is_row_error, translate
 from cartridge_warp.connectors.protocols import TableState
-from cartridge_warp.errors import RowError
+from cartridge_warp.errors import RowError, StructureChanged
 from cartridge_warp.kernel.bson import canonical, decode, identity, key_hash, key_text
 from cartridge_warp.kernel.encode import EncodedRows, Rejected, encode_keys, encode_rows
 from cartridge_warp.kernel.plan import KeyKind, TablePlan
@@ -123,7 +123,8 @@ class RowWriter:
         if state.open_chunks and not snapshot:
             await self._leave_tombstones(table.table, prepared.deletes)
         if plan is None:
-            return  # nothing but deletes so far: there is no table yet
+            await self._without_table(table, prepared)
+            return
         await self._reject(plan, prepared)
         check = snapshot and state.tombstones
         statement = self.t.target.statements.upsert(plan, check_tombstones=check)
@@ -134,16 +135,25 @@ class RowWriter:
             if not snapshot:
                 written.refused += high - low - cursor.rowcount
 
-        def upserted(position: int) -> Change:
-            return prepared.upserts[prepared.rows.index[position]]
+        def upserted(position: int) -> Change | None:
+            change = prepared.upserts[prepared.rows.index[position]]
+            return None if change.op is Op.DELETE else change
 
         await self._in_slices(plan, len(prepared.rows.index), upsert, upserted, careful=careful)
         await self._delete(plan, prepared.deletes, careful=careful)
         self._count(plan, prepared)
 
+    async def _without_table(self, table: TableBatch, prepared: Prepared) -> None:
+        """The first document makes the table. Before it there are deletes, and documents that nobody can read."""
+        if prepared.rows.index:
+            raise StructureChanged(f"collection {table.table} has documents, but no table was made for them")
+        await self._reject(TablePlan(table.table, table.table, KeyKind.hash, table.key_field), prepared)
+
     def _count(self, plan: TablePlan, prepared: Prepared) -> None:
         operations = self.t.written.operations.setdefault(plan.table, {})
-        for change in (*(prepared.upserts[i] for i in prepared.rows.index), *prepared.deletes):
+        upserts = [prepared.upserts[i] for i in prepared.rows.index]
+        # The image of a soft delete is written to be marked: that is the delete, which is counted below.
+        for change in (*(each for each in upserts if each.op is Op.UPSERT), *prepared.deletes):
             name = "delete" if change.op is Op.DELETE else change.operation.value
             operations[name] = operations.get(name, 0) + 1
         for name, count in prepared.observed.misfits.items():
@@ -167,7 +177,7 @@ class RowWriter:
         plan: TablePlan,
         count: int,
         run: Callable[[int, int], Awaitable[None]],
-        change_at: Callable[[int], Change],
+        change_at: Callable[[int], Change | None],
         *,
         careful: bool,
     ) -> None:
@@ -189,7 +199,7 @@ class RowWriter:
         low: int,
         high: int,
         run: Callable[[int, int], Awaitable[None]],
-        change_at: Callable[[int], Change],
+        change_at: Callable[[int], Change | None],
     ) -> None:
         """Halve a slice that is refused, until the bad rows are alone; those become dead letters."""
         try:
@@ -201,7 +211,8 @@ class RowWriter:
                 raise
             if high - low == 1:
                 refused = translate(error, f"table {self.t.target.name}.{plan.relation}")
-                await self._bury(plan, change_at(low), error.sqlstate or "row", str(refused))
+                if (change := change_at(low)) is not None:
+                    await self._bury(plan, change, error.sqlstate or "row", str(refused))
                 return
         middle = (low + high) // 2
         await self._bisect(plan, low, middle, run, change_at)
@@ -260,6 +271,8 @@ class RowWriter:
     async def _reject(self, plan: TablePlan, prepared: Prepared) -> None:
         for rejected in prepared.rejected:
             change = prepared.upserts[rejected.index]
+            if change.op is Op.DELETE:
+                continue  # its last image, for soft deletion: nothing waits for a document that is gone
             if rejected.reason == "key_type":
                 self.t.written.rekey.add(plan.table)
             await self._bury(plan, change, rejected.reason, rejected.message)

@@ -16,6 +16,7 @@ from cartridge_warp.errors import DestinationRefused
 from cartridge_warp.kernel.bson import identity, native_key_kind
 from cartridge_warp.kernel.plan import ColumnKind, ColumnPlan, KeyKind, TablePlan, column_name, relation_name
 from cartridge_warp.records import (
+    Barrier,
     Batch,
     BatchMarker,
     ColumnDefinition,
@@ -84,7 +85,8 @@ class SimpleMethods:
             await _ensure(t, table_schema.name, table_schema)
 
     async def apply_schema_changes(self, schema_name: str, changes: list[SchemaChange]) -> None:
-        """Additions are applied; a dropped column or table keeps its data, as everywhere in this destination."""
+        """Additions are applied; a dropped table stays without its rows, a dropped column with its values, as
+        everywhere in this destination."""
         target = await self._opened(schema_name)
         for change in changes:
             async with target.transaction([change.table_name]) as t:
@@ -92,6 +94,9 @@ class SimpleMethods:
                     await _ensure(t, change.table_name, change.table or TableSchema(change.table_name))
                 elif change.change_type is SchemaChangeType.ADD_COLUMN and change.column is not None:
                     await _ensure(t, change.table_name, TableSchema(change.table_name, [change.column]))
+                elif change.change_type is SchemaChangeType.DROP_TABLE:
+                    version = self._next_version()
+                    await t.void(Barrier(version, "drop", (change.table_name,)), version)
 
     async def write_batch(self, schema_name: str, records: list[Record]) -> None:
         """Write records in order, in one transaction; later records of a key go before earlier ones."""
@@ -104,14 +109,17 @@ class SimpleMethods:
                         await _ensure(t, name, _bare(table))
                 await t.write(batch, careful=True)
 
+    def _next_version(self) -> int:
+        self._version = max(self._version + 1, time.time_ns() // 1000)
+        return self._version
+
     def _runs(self, records: list[Record]) -> Iterator[Batch]:
         """Batches without a repeated key."""
         keys = Keys("records")
         seen: set[tuple[str, object]] = set()
         batch = Batch(BatchMarker({}))
         for record in records:
-            self._version = max(self._version + 1, time.time_ns() // 1000)
-            key_field, change = keys.change(record.table_name, record, self._version)
+            key_field, change = keys.change(record.table_name, record, self._next_version())
             mark = (record.table_name, identity(change.key))
             if mark in seen:
                 yield batch

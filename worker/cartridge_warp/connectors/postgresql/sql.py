@@ -75,7 +75,7 @@ class Statements:
         self.metadata_schema = metadata_schema
         self.target = target
         self.meta = _name(metadata_schema)
-        self._composed: dict[tuple[object, ...], Composed] = {}
+        self._composed: dict[tuple[object, ...], tuple[TablePlan, Composed]] = {}
 
     def m(self, text: str, **parts: Composable) -> Composed:
         """A statement on the metadata schema: `{m}` is its name, `{t}` the target as a literal. To be executed
@@ -83,11 +83,12 @@ class Statements:
         return SQL(text).format(m=self.meta, t=_text(self.target), **parts)
 
     def _once(self, plan: TablePlan, *key: object, compose: Callable[[], Composed]) -> Composed:
-        """Compose a statement once for each version of a plan."""
-        found = self._composed.get((plan.table, plan.version, *key))
-        if found is None:
-            found = self._composed[(plan.table, plan.version, *key)] = compose()
-        return found
+        """Compose a statement once for each plan. Plans are compared as a whole: the version of one that was rolled
+        back is given again."""
+        found = self._composed.get((plan.table, *key))
+        if found is None or found[0] != plan:
+            found = self._composed[(plan.table, *key)] = (plan, compose())
+        return found[1]
 
     def relation(self, plan: TablePlan) -> Composed:
         """The qualified name of a plan's table."""
@@ -135,9 +136,10 @@ class Statements:
         return SQL(
             "ALTER TABLE {} ADD COLUMN IF NOT EXISTS _warp_version bigint NOT NULL DEFAULT {},"
             " ADD COLUMN IF NOT EXISTS _warp_extra jsonb,"
-            " ADD COLUMN IF NOT EXISTS _warp_synced_at timestamptz NOT NULL DEFAULT now(),"
-            " ALTER COLUMN _warp_version DROP DEFAULT"
-        ).format(self.relation(plan), Literal(-(2**63)))
+            " ADD COLUMN IF NOT EXISTS _warp_synced_at timestamptz NOT NULL DEFAULT now();"
+            # A statement of its own: within one, defaults are dropped before columns are added.
+            " ALTER TABLE {} ALTER COLUMN _warp_version DROP DEFAULT"
+        ).format(self.relation(plan), Literal(-(2**63)), self.relation(plan))
 
     # -- a key that changes from one type to a hash ---------------------------------------------------
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from psycopg import AsyncConnection
 
 from cartridge_warp.connectors.protocols import PlanChange
 from cartridge_warp.errors import DestinationRefused
-from cartridge_warp.kernel.plan import KEY_TYPES, TablePlan, copy_columns
+from cartridge_warp.kernel.plan import KEY_TYPES, PgType, TablePlan, copy_columns
+from cartridge_warp.records import SMALLEST_VERSION
 
 if TYPE_CHECKING:
     from cartridge_warp.connectors.postgresql.target import PostgreSQLTarget
@@ -19,9 +21,10 @@ Connection = AsyncConnection[Any]
 
 
 async def columns_of(c: Connection, schema: str, relation: str) -> dict[str, str]:
-    """A table's columns and their types as SQL names; empty when there is no such table."""
+    """A table's columns and their types as the plan names them; empty when there is no such table."""
     cursor = await c.execute(
-        "SELECT a.attname, format_type(a.atttypid, NULL) FROM pg_attribute a"
+        "SELECT a.attname, replace(format_type(a.atttypid, NULL), 'timestamp with time zone', 'timestamptz')"
+        " FROM pg_attribute a"
         " JOIN pg_class r ON r.oid = a.attrelid JOIN pg_namespace n ON n.oid = r.relnamespace"
         " WHERE n.nspname = %s AND r.relname = %s AND a.attnum > 0 AND NOT a.attisdropped",
         (schema, relation),
@@ -45,8 +48,8 @@ async def primary_key(c: Connection, schema: str, relation: str) -> tuple[str, l
 async def apply_change(target: PostgreSQLTarget, c: Connection, change: PlanChange, before: TablePlan | None) -> None:
     """Bring a table from its plan `before` to `change.plan`."""
     plan = change.plan
+    existing = await columns_of(c, target.name, plan.relation)
     if before is None:
-        existing = await columns_of(c, target.name, plan.relation)
         if not existing:
             await c.execute(target.statements.create_table(plan))
             return
@@ -55,6 +58,7 @@ async def apply_change(target: PostgreSQLTarget, c: Connection, change: PlanChan
     present = {name for name, _ in copy_columns(before)}
     added = [(name, pg) for name, pg in copy_columns(plan) if name not in present]
     soft = plan.soft_column is not None and before.soft_column is None
+    _compare(target, plan, added, existing)
     if added or soft:
         await c.execute(target.statements.add_columns(plan, added, soft=soft))
 
@@ -69,15 +73,27 @@ async def _adopt(target: PostgreSQLTarget, c: Connection, plan: TablePlan, exist
             f"{where} exists already and its primary key is not {plan.key_column} {wanted}, which collection"
             f" {plan.table} needs; rename or drop the table, or choose another target schema"
         )
-    for name, pg in copy_columns(plan)[1:]:
+    _compare(target, plan, copy_columns(plan)[1:], existing)
+    await c.execute(target.statements.adopt(plan))
+    # What was in it before is swept at the end of the copy, also when the stream was first to meet the collection
+    # and no start has been noted: every row of ours is newer than the smallest version.
+    await c.execute(
+        target.statements.m(
+            "UPDATE {m}.tables SET sweep = true, start_version = coalesce(start_version, %s)"
+            " WHERE target = {t} AND collection = %s"
+        ),
+        (SMALLEST_VERSION + 1, plan.table),
+    )
+
+
+def _compare(
+    target: PostgreSQLTarget, plan: TablePlan, wanted: Sequence[tuple[str, PgType]], existing: Mapping[str, str]
+) -> None:
+    """Columns that are there already, of an adopted table or made by somebody else, must have the type needed."""
+    for name, pg in wanted:
         found = existing.get(name)
         if found is not None and found != pg.sql:
             raise DestinationRefused(
-                f"{where} exists already and its column {name} is {found} where collection {plan.table} needs"
-                f" {pg.sql}; rename or drop the column or the table"
+                f"table {target.name}.{plan.relation} exists already and its column {name} is {found} where collection"
+                f" {plan.table} needs {pg.sql}; rename or drop the column or the table"
             )
-    await c.execute(target.statements.adopt(plan))
-    await c.execute(
-        target.statements.m("UPDATE {m}.tables SET sweep = true WHERE target = {t} AND collection = %s"),
-        (plan.table,),
-    )

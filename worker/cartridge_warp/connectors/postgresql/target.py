@@ -94,12 +94,22 @@ class PostgreSQLTarget:
             await self._watch.close()
         self._watch = await self.destination.dedicated()
 
+    async def _watch_works(self) -> bool:
+        """A connection that the server has closed looks open until it is used."""
+        if self._watch is None or self._watch.closed:
+            return False
+        try:
+            await self._watch.execute("SELECT 1")
+        except psycopg.Error:
+            return False
+        return True
+
     async def resume(self) -> None:
         """Forget everything cached; make sure that the epoch is still ours; read the position again. Chunks that
         a broken session had claimed are open again: nobody reads them any more."""
         self.markers.plans.clear()
         self._marker = None
-        if self._watch is None or self._watch.closed:
+        if not await self._watch_works():
             await self._connect_watch()
         async with self.transaction([]) as t:
             await self.markers.release_chunks(t.c)
@@ -170,9 +180,12 @@ class PostgreSQLTarget:
             try:
                 await t.begin(tables, shared=shared)
                 yield t
-                await c.execute("COMMIT")
+                done = await c.execute("COMMIT")
+                if done.statusmessage != "COMMIT":  # PostgreSQL ends a failed transaction so, without an error
+                    raise MarkerMoved(f"{self.where}: a transaction was rolled back instead of committed")
             except BaseException:
                 await self._roll_back(c)
+                self.markers.forget(t.states)  # with structure that never came to be
                 raise
         if t.moved is not None:
             self._marker = t.moved
@@ -230,9 +243,13 @@ class PostgreSQLTarget:
             return await self.markers.claim(t.c, table, self.instance)
 
     async def complete_table(self, table: str, generation: int) -> bool:
-        """Mark a table as complete when no chunk of it is left."""
+        """Mark a table as complete when no chunk of it is left. A chunk that this worker still holds has lost its
+        reader (a commit of it was acknowledged, and then lost in a crash of the server): it is open again."""
         async with self.transaction([table], shared=False) as t:
-            return await self.markers.complete(t.c, table, generation)
+            complete = await self.markers.complete(t.c, table, generation)
+            if not complete:
+                await self.markers.release_chunks(t.c, self.instance, table)
+            return complete
 
     async def log_error(self, table: str, code: str, message: str) -> None:
         """Keep an error for people."""
@@ -241,14 +258,20 @@ class PostgreSQLTarget:
 
     async def sweep(self, table: str) -> int:
         """Remove what a finished snapshot did not see: pages in key order, each a fenced transaction under
-        the table's lock. A restart begins again at the first page, which then has nothing left to do."""
-        last, removed = None, 0
+        the table's lock. A restart begins again at the first page, which then has nothing left to do, and so
+        does a table that moves to another key meanwhile. While a chunk is left nothing is removed."""
+        key, last, removed = "", None, 0
         soft = self.settings.table(table).deletion_strategy == "soft"
         while True:
             async with self.transaction([table]) as t:
                 state = t.states[table]
                 if state.plan is None or state.start_version is None or state.state != "snapshotting":
                     return removed
+                if state.open_chunks:
+                    return removed
+                if state.plan.key_column != key:
+                    key, last = state.plan.key_column, None
+                    await self.markers.supersede(t.c, table, state.start_version - 1)
                 first = () if last is None else (last,)
                 page = self.statements.page(state.plan, first=last is None)
                 end = await (await t.c.execute(page, (*first, SWEEP_PAGE))).fetchone()

@@ -84,7 +84,7 @@ class DataTransaction:
         """The table's rows, encoded with the plan that holds under the lock."""
         plan = self.plan(table.table)
         prepared: Prepared | None = table.prepared
-        if prepared is None or prepared.version != (plan.version if plan else 0):
+        if prepared is None or prepared.plan != plan:  # never by version alone: that of a rollback is given again
             prepared = table.prepared = await asyncio.to_thread(encode, plan, table, self.target.settings)
         return prepared
 
@@ -115,6 +115,8 @@ class DataTransaction:
 
     async def write(self, batch: Batch, *, careful: bool = False) -> None:
         """Write the prepared rows of every table that takes rows now."""
+        if careful:  # a constraint that is checked at the end would name no row
+            await self.c.execute("SET CONSTRAINTS ALL IMMEDIATE")
         for name, table in sorted(batch.tables.items()):
             state = self._states[name]
             if state.state in ("stopped", "excluded"):
@@ -128,6 +130,8 @@ class DataTransaction:
     async def void(self, barrier: Barrier, version: int) -> None:
         """Apply a barrier to its tables. One that it only wants copied again keeps its rows; one that is not known
         yet begins with its copy, since what it holds came without events."""
+        # As long as it takes: all rows of a table, in the transaction that passes the barrier.
+        await self.c.execute("SET LOCAL statement_timeout = 0")
         for name in sorted(self._states):
             if barrier.tables is not None and name not in barrier.tables:
                 await self._copy_again(name, barrier)
@@ -156,14 +160,15 @@ class DataTransaction:
         state = self._states.get(chunk.table)
         if state is None or state.generation != chunk.generation or stamp < state.tombstone:
             raise ChunkVoid(f"{chunk.table} moved on while a chunk of it was read")
-        if batch.changes and state.plan is not None:
+        if batch.changes:
             await self._copy(state, batch)
         return await self.target.markers.finish_chunk(self.c, chunk, stamp, len(batch.changes), size, rest)
 
     async def _copy(self, state: TableState, batch: TableBatch) -> None:
         """COPY straight into the table while no key of the page can be there; else the guarded upsert."""
         prepared = await self._current(batch)
-        if not state.sweep and not state.tombstones and not state.dead_letters and not prepared.rejected:
+        clear = not (state.sweep or state.tombstones or state.dead_letters or prepared.rejected)
+        if clear and state.plan is not None:
             try:
                 async with self.c.transaction():
                     await self._rows.copy(prepared)
