@@ -144,18 +144,11 @@ def test_configurations_load():
 def test_settings_without_effect_have_none():
     """No code reads the settings that the README names as having no effect yet; whoever gives one its effect
     corrects the README."""
-    text = (ROOT / "README.md").read_text()
-    (told,) = re.findall(r"- Accepted without effect so far: (.*?)\n- ", text, re.DOTALL)
-    told, with_postgresql = told.split("and with\n  PostgreSQL", 1)
-    names = [name.rpartition(".")[2] for name in ticked(told)]
-    assert len(names) >= 4
-    sources = {file: file.read_text() for file in WORKER.rglob("*.py")}
-    used = {f: text for f, text in sources.items() if f.parent.name not in ("config", "resources", WORKER.name)}
-    for name in names:
-        readers = [file.name for file, text in used.items() if re.search(rf"\.{name}\b", text)]
-        assert readers == [], f"{name} is read now"
-    name = ticked(with_postgresql)[0]
-    assert {file.name for file, text in used.items() if re.search(rf"\.{name}\b", text)} <= {"record_target.py"}
+    told = (ROOT / "README.md").read_text().split("- Accepted without effect so far: ", 1)[1].partition("\n- ")[0]
+    assert set(ticked(told)) == {"schema_evolution.strategy", "schema_evolution.max_rewrite_rows"}
+    files = [f for f in WORKER.rglob("*.py") if f.parent.name not in ("config", "resources", WORKER.name)]
+    for name in ("evolution_strategy", "max_rewrite_rows"):
+        assert [f.name for f in files if re.search(rf"\.{name}\b", f.read_text())] == [], f"{name} is read now"
 
 
 # -- errors ------------------------------------------------------------------------------------------------

@@ -346,3 +346,32 @@ async def test_a_constraint_of_an_adopted_table(mongo: Any, postgres: str) -> No
         await replica.settled()
     assert replica.query("SELECT class, state FROM dead_letters") == [("23502", "superseded")]
     await asyncio.sleep(0)
+
+
+async def test_legacy_uuids_are_uuids_only_when_asked(mongo, postgres):
+    """Binary subtype 3 is a uuid column with `uuid_subtype3`, else bytea; rebuilt exactly in both cases."""
+    from bson.binary import Binary
+
+    values = [Binary(bytes(range(i, i + 16)), 3) for i in range(3)] + [Binary(bytes(16), 4)]
+    mongo.db.things.insert_many([{"_id": i, "u": value, "only": values[0]} for i, value in enumerate(values)])
+    for asked, kind in ((False, "bytea"), (True, "uuid")):
+        target = f"t_{asked}".lower()
+        config = config_for(
+            mongo.uri, postgres, mongo.name, source={"uuid_subtype3": asked}, destination={"schema": target}
+        )
+        replica = Replica(config)
+        await replica.once()
+        assert await replica.differences() == []
+        assert replica.query("SELECT DISTINCT pg_typeof(only)::text FROM things") == [(kind,)]
+
+
+async def test_rows_with_misfits_are_dead_letters_when_asked(mongo, postgres):
+    """With `ignore_type_conversion_errors: false` a document whose value does not fit waits in the dead letters."""
+    mongo.db.things.insert_many([{"_id": i, "n": i} for i in range(5)])
+    config = config_for(mongo.uri, postgres, mongo.name, error_handling={"ignore_type_conversion_errors": False})
+    replica = Replica(config)
+    await replica.once()
+    mongo.db.things.insert_many([{"_id": 10, "n": "no number"}, {"_id": 11, "n": 11}])
+    await replica.once()
+    assert replica.query("SELECT _id FROM things WHERE _id >= 10") == [(11,)]
+    assert replica.query("SELECT class, state, row ->> 'n' FROM dead_letters") == [("conversion", "open", "no number")]

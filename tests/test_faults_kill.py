@@ -22,8 +22,8 @@ from warp_testing.audit import Audit
 from warp_testing.process import WorkerProcess, until
 from warp_testing.replica import Replica, config_for
 
-KILLS = 22
-SNAPSHOT = {"full_load_batch_size": 40, "max_parallel_streams": 2}
+KILLS = 20
+SNAPSHOT = {"full_load_batch_size": 25, "max_parallel_streams": 2}
 
 
 class Writer(threading.Thread):
@@ -114,17 +114,17 @@ async def finish(worker: WorkerProcess, replica: Replica, seconds: float = 60) -
 
 @pytest.mark.slow
 async def test_kill_nine_at_any_moment_loses_and_doubles_nothing(mongo, postgres, replica):
-    """22 times kill -9, in snapshot and stream, while the source changes: both ends are equal, every write was
+    """20 times kill -9, in snapshot and stream, while the source changes: both ends are equal, every write was
     committed once, together with its position, and every delete is audited once."""
     seed = 20240607
     chance = random.Random(seed)
     audit = Audit(postgres, mongo.name)
-    mongo.db.items.insert_many([{"_id": i, "n": i, "text": f"item {i}"} for i in range(4000)])
-    mongo.db.notes.insert_many([{"_id": i, "n": i} for i in range(1500)])
+    mongo.db.items.insert_many([{"_id": i, "n": i, "text": f"item {i}"} for i in range(2500)])
+    mongo.db.notes.insert_many([{"_id": i, "n": i} for i in range(800)])
     hit = {"starting": 0, "snapshot": 0, "stream": 0}
-    with writing(mongo.db, seed, ids=6000) as writer:
+    with writing(mongo.db, seed, ids=4000) as writer:
         for number in range(KILLS):
-            if number == 16:
+            if number == 14:
                 mongo.db.later.insert_many([{"_id": i, "n": i} for i in range(500)])
             before = progress(replica)
             with WorkerProcess(mongo.uri, postgres, mongo.name, **SNAPSHOT) as worker:
@@ -132,7 +132,7 @@ async def test_kill_nine_at_any_moment_loses_and_doubles_nothing(mongo, postgres
                     time.sleep(chance.uniform(0.3, 1.5))
                 else:
                     worker.until(lambda b=before: progress(replica) > b)
-                    if number > 9:
+                    if number > 8:
                         worker.until(lambda: set(tables(replica).values()) == {"complete"})
                     time.sleep(chance.uniform(0, 0.3))
                 worker.kill()
@@ -172,7 +172,7 @@ def told(replica: Replica) -> set[str]:
 async def test_a_worker_frozen_in_a_transaction_writes_nothing_after_a_take_over(mongo, postgres, replica, monkeypatch):
     """A worker that is stopped between its rows and its commit cannot commit any more once another one has
     taken over: it ends with exit code 8, and every row is the successor's."""
-    monkeypatch.setattr(claims, "DEAD_AFTER", 7)
+    monkeypatch.setattr(claims, "DEAD_AFTER", 6)
     audit = Audit(postgres, mongo.name)
     mongo.db.items.insert_many([{"_id": i, "n": 0} for i in range(50)])
     with WorkerProcess(mongo.uri, postgres, mongo.name) as frozen:
@@ -208,7 +208,7 @@ async def test_a_worker_frozen_in_a_transaction_writes_nothing_after_a_take_over
 async def test_a_frozen_idle_worker_is_replaced(mongo, postgres, replica, monkeypatch):
     """While the first one lives a second worker waits; when it freezes the second goes on; the first, awake
     again, notices that without writing anything and ends with exit code 8."""
-    monkeypatch.setattr(claims, "DEAD_AFTER", 7)
+    monkeypatch.setattr(claims, "DEAD_AFTER", 6)
     audit = Audit(postgres, mongo.name)
     mongo.db.items.insert_many([{"_id": i, "n": 0} for i in range(50)])
     with WorkerProcess(mongo.uri, postgres, mongo.name) as first:

@@ -81,7 +81,7 @@ async def test_lost_commits_of_a_crashed_postgresql_come_again(mongo, own_postgr
         fill(mongo.db, 200)
         async with replica.running():
             await behind.settled()
-            for turn in range(3):
+            for turn in range(2):
                 with psycopg.connect(own_postgres.uri(), autocommit=True) as connection:
                     connection.execute("SET synchronous_commit = on; CREATE TEMP TABLE flush AS SELECT 1")
                 for step in range(5):
@@ -325,7 +325,7 @@ async def test_sigterm_while_a_server_is_away(mongo, own_postgres, own_mongo):
         fill(client["shop"], 10)
     with (
         WorkerProcess(mongo.uri, own_postgres.uri(), mongo.name) as one,
-        WorkerProcess(own_mongo.uri, own_postgres.uri(), "shop") as two,
+        WorkerProcess(own_mongo.uri, own_postgres.uri(), "shop", source__connection_timeout=3) as two,
     ):
         for worker in (one, two):
             await asyncio.to_thread(worker.until_said, "streaming")

@@ -11,7 +11,7 @@ import pytest
 
 from cartridge_warp.config import SchemaConfig, UnitSettings
 from cartridge_warp.connectors.postgresql import PostgreSQLDestinationConnector
-from cartridge_warp.errors import SourceChanged
+from cartridge_warp.errors import ConfigError, SourceChanged
 from cartridge_warp.records import Bounds, SourceIdentity
 from warp_testing.direct import delete, direct, upsert
 from warp_testing.replica import Replica, config_for
@@ -301,3 +301,21 @@ async def test_a_source_that_tells_less_of_itself_is_the_same(postgres: str, oth
                 await target.open(SourceIdentity(cluster, "d"))
         finally:
             await connector.disconnect()
+
+
+@pytest.mark.parametrize("end", ["source", "destination"])
+@pytest.mark.parametrize("password", ["s3/cret", "s3@cret", "/cret", "s3/cret@x"])
+def test_a_password_that_is_not_escaped_is_refused_unseen(end: str, password: str) -> None:
+    """A password with a bare / or @ is refused at the start: drivers would print parts of it as host or database."""
+    ends = {"source": "mongodb://u:good@h/db", "destination": "postgresql://u:good@h/db?host=a@b"}
+    ends[end] = ends[end].replace("good", password)
+    with pytest.raises(ConfigError) as found:
+        config_for(ends["source"], ends["destination"], "s")
+    assert "%2F" in str(found.value)
+    assert "cret" not in str(found.value)
+
+
+def test_uris_that_are_right() -> None:
+    """What looks alike and is right passes."""
+    for source in ("mongodb://h:1,i:2/db", "mongodb+srv://u:a%2Fb%40c@h/?appName=a@b", "mongodb://h/?x=a/b@c"):
+        config_for(source, "postgresql:///db?host=/tmp&user=a@b", "s")

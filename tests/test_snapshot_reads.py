@@ -75,7 +75,8 @@ KEYS: dict[str, Any] = {
     "integers": lambda n: n,
     "ObjectIds": lambda n: ObjectId(f"{0x68000000 + n * 7:08x}0123456789abcdef"),
     "strings": lambda n: f"key {n:06}",
-    "mixed": lambda n: [n, f"key {n}", n + 0.5, {"n": n}][n % 4],
+    # The test server misorders numbers inside documents, so that its min is not where its index says.
+    "mixed": lambda n: [n, f"key {n}", n + 0.5, {"n": f"{n:04}"}][n % 4],
 }
 
 

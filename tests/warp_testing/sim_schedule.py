@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from cartridge_warp.config import UnitSettings
-from cartridge_warp.connectors.postgresql import PostgreSQLDestinationConnector, claims, rekey
+from cartridge_warp.connectors.postgresql import PostgreSQLDestinationConnector, claims, rekey, sweep
 from cartridge_warp.connectors.postgresql import target as target_module
 from cartridge_warp.core import background
 from cartridge_warp.core import processor as processor_module
@@ -133,7 +133,7 @@ class Wire:
 
     def __init__(self, worker: Worker, connection: Any) -> None:
         self._worker, self._c = worker, connection
-        self._active = self._stale = False
+        self._active = self._stale = self._durable = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._c, name)
@@ -150,31 +150,41 @@ class Wire:
                 worker.schedule.released()
         begins = query is worker.begin_statement
         await worker.schedule.pass_gate(worker, "begin" if begins else "statement", always=begins)
+        if query == "SET LOCAL synchronous_commit = on":
+            self._durable = True
         if begins:
             worker.inside += 1
+            self._durable = False
             self._active, self._stale = True, worker.is_stale()
         return await self._c.execute(query, *arguments, **options)
 
-    async def _commit(self) -> None:
+    async def _commit(self) -> Any:
         worker = self._worker
         await worker.schedule.pass_gate(worker, "commit")
         fault, worker.fault = worker.fault, ""
-        if fault == "commit lost" and worker.inside > 1:
-            fault = ""  # others would have noticed
+        if fault == "commit lost" and (self._durable or worker.inside > 1):
+            fault = ""  # it cannot happen, or others would notice
         worker.log(f"commit{' ' + fault if fault else ''}")
-        await self._c.execute("ROLLBACK" if fault == "commit lost" else "COMMIT")
-        if self._stale:
-            worker.violations.append("a worker that had been replaced committed a transaction")
+        done: Any = await self._c.execute("ROLLBACK" if fault == "commit lost" else "COMMIT")
         worker.schedule.released()
+        if self._stale and done.statusmessage == "COMMIT":
+            worker.violations.append("a worker that had been replaced committed a transaction")
         if fault == "commit unknown":
             raise psycopg.OperationalError("the connection broke before the answer to COMMIT")
         self._end()
         await worker.schedule.pass_gate(worker, "committed")
+        return _Committed() if fault else done
 
     def _end(self) -> None:
         if self._active:
             self._active = False
             self._worker.inside -= 1
+
+
+class _Committed:
+    """The server's answer to a COMMIT whose effect its crash will take back."""
+
+    statusmessage = "COMMIT"
 
 
 class SimDestination(PostgreSQLDestinationConnector):
@@ -334,7 +344,7 @@ def stepwise(schedule: Schedule) -> Iterator[None]:
         patch.setattr(asyncio, "to_thread", _inline)
         patch.setattr(background, "asyncio", _Asyncio())
         patch.setattr(target_module.PostgreSQLTarget, "__init__", remember)
-        patch.setattr(target_module, "SWEEP_PAGE", 2)
+        patch.setattr(sweep, "SWEEP_PAGE", 2)
         patch.setattr(rekey, "FILL_PAGE", 2)
         patch.setattr(rekey, "REPLAY_PAGE", 3)
         patch.setattr(claims, "TAKE_LOCK_TIMEOUT", LOCK_WAIT)

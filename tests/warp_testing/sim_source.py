@@ -76,6 +76,8 @@ class Event:
 class SimSource:
     """The source itself, written to by the history. `uuids` False is a server whose events carry none."""
 
+    honest = True  # False: chunk reads may be older than their stamp
+
     def __init__(self, rng: random.Random, *, uuids: bool = True) -> None:
         self.rng = rng
         self.uuids = uuids
@@ -87,7 +89,7 @@ class SimSource:
         self._uuids = itertools.count(1)
         self._transactions = itertools.count(1)
         self._transaction: int | None = None
-        self.honest = True  # False: chunk reads may be older than their stamp
+
 
     # -- what exists ----------------------------------------------------------------------------------
 

@@ -68,9 +68,10 @@ def state(replica: Replica, table: str) -> str | None:
 
 
 async def until(condition: Callable[[], Any], what: str = "", seconds: float = 30) -> Any:
-    """Wait until a condition holds and return its value."""
+    """Wait until a condition holds and return its value. It is asked in a thread: a query that waits for a lock of
+    the worker in this very loop would keep it from ending its transaction."""
     deadline = asyncio.get_running_loop().time() + seconds
-    while not (value := condition()):
+    while not (value := await asyncio.to_thread(condition)):
         assert asyncio.get_running_loop().time() < deadline, what or "the condition did not come true"
         await asyncio.sleep(0.05)
     return value

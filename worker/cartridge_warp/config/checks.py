@@ -22,6 +22,8 @@ _SCHEMES = {
     "mongodb": (re.compile(r"mongodb(\+srv)?://", re.IGNORECASE), "mongodb:// or mongodb+srv://"),
     "postgresql": (re.compile(r"postgres(ql)?://|\w+\s*=", re.IGNORECASE), "postgresql://"),
 }
+# A password with a bare / or @: the drivers take parts of it for a host or a database and print them.
+_UNESCAPED = re.compile(r"[\w+]+://(?:[^/?#]*@[^/?#]*@|[^/?#@]+/[^?#]*@)")
 _MONGODB_INTERNAL = ("admin", "config", "local")
 _HEALTH = ("/healthz", "/readyz", "/startupz")
 _MONGODB_ONLY = ("replica_set", "auth_source", "read_preference", "id_unique", "uuid_subtype3")
@@ -89,6 +91,8 @@ def _connections(config: WarpConfig) -> Found:
             yield path, f"is missing; set it {ways}"
         elif not scheme.match(end.connection_string):
             yield path, f"found another kind of URI; allowed for type {end.type}: {allowed}..."
+        elif _UNESCAPED.match(end.connection_string):
+            yield path, "has a bare / or @ in front of the host; write them as %2F and %40 in user and password"
 
 
 def _level(level: UnitLevel, at: Path) -> Found:

@@ -60,6 +60,7 @@ class TableSettings:
     evolution_strategy: EvolutionStrategy
     max_rewrite_rows: int
     max_columns: int
+    uuid_subtype3: bool
     change_detection: ChangeDetection
 
 
@@ -158,6 +159,7 @@ def _defaults(
         evolution_strategy=evolution.strategy,
         max_rewrite_rows=evolution.max_rewrite_rows,
         max_columns=evolution.max_columns,
+        uuid_subtype3=source.uuid_subtype3,
         change_detection=ChangeDetection(**detection),
         **values,
     )

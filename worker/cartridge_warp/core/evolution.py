@@ -102,7 +102,7 @@ def _columns(plan: TablePlan, seen: Observed, settings: TableSettings) -> tuple[
             break
         if field in plan.known or not any(count for kind, count in kinds.items() if kind != "null"):
             continue
-        column = ColumnPlan(field, column_name(field, taken), decide_kind(kinds))
+        column = ColumnPlan(field, column_name(field, taken), decide_kind(kinds, old_uuids=settings.uuid_subtype3))
         taken.add(column.column)
         columns.append(column)
     return tuple(columns)

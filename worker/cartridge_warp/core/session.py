@@ -181,6 +181,8 @@ class Session:
                     raise
                 careful = True
             except LockTimeout as error:
+                if attempt >= self.settings.error_handling.max_retries:
+                    raise  # the session begins again, and the schema counts as failing until a batch gets through
                 if self.stop.is_set():  # whoever waits for our end does not wait for the lock; the batch comes again
                     raise
                 attempt += 1

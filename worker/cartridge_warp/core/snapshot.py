@@ -79,7 +79,7 @@ class Snapshotter:
                 if state.state != "excluded":
                     await self.target.set_state(name, "excluded", "left out by the filters")
             elif name not in listed and state.state in ("stale", "excluded"):
-                # It may be gone from the source, or be a view now: an empty copy and the sweep settle that.
+                # It is gone from the source, or a view now, which could be read: the sweep without a copy settles it.
                 await self._begin(name, None, state)
 
     async def _begin(self, name: str, collection: Collection | None, state: TableState | None) -> None:
@@ -91,7 +91,7 @@ class Snapshotter:
             return
         reason = state.reason or state.state if state else "first copy"
         parts = settings.max_parallel_streams * PARTS if settings.max_parallel_streams > 1 else 1
-        bounds = await self.source.plan_chunks(name, parts) if collection else [Bounds()]
+        bounds = await self.source.plan_chunks(name, parts) if collection else []
         await self.target.begin_snapshot(name, bounds, await self.source.moment(), collection, reason)
 
     def _note(self, table: str, message: str) -> None:

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import bson
 from bson import Decimal128, Int64, ObjectId
-from bson.binary import UUID_SUBTYPE, Binary
+from bson.binary import OLD_UUID_SUBTYPE, UUID_SUBTYPE, Binary
 from bson.datetime_ms import DatetimeMS
 
 from cartridge_warp.kernel.ejson import canonical, from_ejson, key_text, parse_canonical, relaxed_json
@@ -63,10 +63,13 @@ _KINDS: Final[Mapping[type, str]] = {
 }  # fmt: skip
 
 
+_BINARY_KINDS: Final = {UUID_SUBTYPE: "uuid", OLD_UUID_SUBTYPE: "old_uuid"}
+
+
 def value_kind(value: Any) -> str:
     """What a value is, in the words that `plan.decide_kind` counts."""
     if type(value) is Binary:
-        return "uuid" if value.subtype == UUID_SUBTYPE and len(value) == 16 else "binary"
+        return _BINARY_KINDS.get(value.subtype, "binary") if len(value) == 16 else "binary"
     return _KINDS.get(type(value), "special")
 
 

@@ -16,7 +16,7 @@ from types import NoneType
 from typing import Any, Final
 
 from bson import Decimal128, Int64, ObjectId
-from bson.binary import UUID_SUBTYPE, Binary
+from bson.binary import OLD_UUID_SUBTYPE, UUID_SUBTYPE, Binary
 from bson.datetime_ms import DatetimeMS
 
 from cartridge_warp.kernel.ejson import relaxed_json
@@ -115,6 +115,7 @@ _FAST: Final[dict[ColumnKind, tuple[set[type], Callable[[Sequence[Any]], list[by
     ColumnKind.boolean: ({bool}, lambda values: [_TRUE if value else _FALSE for value in values]),
     ColumnKind.timestamp: ({DatetimeMS}, _timestamps),
     ColumnKind.uuid: ({Binary}, _uuids),
+    ColumnKind.any_uuid: ({Binary}, _uuids),
     ColumnKind.bytes: ({bytes}, sized),
 }
 _NO_FAST: Final[tuple[set[type], Callable[[Sequence[Any]], list[bytes] | None]]] = (set(), sized)
@@ -240,6 +241,12 @@ def _to_uuid(value: Any) -> Field:
     return (_sized(value), True) if exact else _MISFIT
 
 
+def _to_any_uuid(value: Any) -> Field:
+    """Legacy UUIDs show as UUIDs, and are kept as they were."""
+    old = type(value) is Binary and value.subtype == OLD_UUID_SUBTYPE and len(value) == 16
+    return (_sized(value), False) if old else _to_uuid(value)
+
+
 def _to_bytes(value: Any) -> Field:
     return (_sized(value), type(value) is bytes) if isinstance(value, bytes) else _MISFIT
 
@@ -258,6 +265,7 @@ _CONVERT: Final[dict[ColumnKind, Callable[[Any], Field]]] = {
     ColumnKind.boolean: _to_boolean,
     ColumnKind.timestamp: _to_timestamp,
     ColumnKind.uuid: _to_uuid,
+    ColumnKind.any_uuid: _to_any_uuid,
     ColumnKind.bytes: _to_bytes,
     ColumnKind.json: _to_json,
 }

@@ -37,7 +37,7 @@ class Rejected:
     """A document that is in no row: its position in the input, why, and one sentence for people."""
 
     index: int
-    reason: Literal["key_type", "poison"]
+    reason: Literal["key_type", "poison", "conversion"]
     message: str
 
 
@@ -46,7 +46,8 @@ class EncodedRows:
     """Rows by columns: `fields` has one list for each of `plan.copy_columns`, all of the same length.
 
     `index` names for each row the position of its document in the input. `misfit_first` maps each field with
-    misfits to the key (canonical Extended JSON) of the first document concerned.
+    misfits to the key (canonical Extended JSON) of the first document concerned; `lossy` holds the rows with
+    misfits.
     """
 
     fields: list[list[bytes]]
@@ -54,6 +55,7 @@ class EncodedRows:
     rejected: list[Rejected] = field(default_factory=list)
     observed: Observed = field(default_factory=Observed)
     misfit_first: dict[str, str] = field(default_factory=dict)
+    lossy: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,7 @@ def _encode(plan: TablePlan, rows: _Rows, versions: Sequence[int]) -> EncodedRow
             result.misfit_first[name] = key_text(rows.keys[lossy[0]])
             for position in lossy:
                 extras.setdefault(position, {})[name] = canonical(values[position])
+    result.lossy = set(extras)
     known = plan.known
     for position, document in enumerate(rows.documents):
         if not document.keys() <= known or type(document) is not dict:

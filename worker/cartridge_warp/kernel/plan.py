@@ -26,7 +26,8 @@ EXTRA_COLUMN: Final = "_warp_extra"
 
 
 class ColumnKind(StrEnum):
-    """What a column holds. `objectid` is text of 24 hexadecimal digits; `json` can hold any value."""
+    """What a column holds. `objectid` is text of 24 hexadecimal digits, `any_uuid` also shows 16 bytes of the legacy
+    binary subtype 3, `json` can hold any value."""
 
     bigint = "bigint"
     double = "double"
@@ -36,6 +37,7 @@ class ColumnKind(StrEnum):
     boolean = "boolean"
     timestamp = "timestamp"
     uuid = "uuid"
+    any_uuid = "any_uuid"
     bytes = "bytes"
     json = "json"
 
@@ -75,6 +77,7 @@ PG_TYPES: Final[Mapping[ColumnKind, PgType]] = {
     ColumnKind.boolean: PgType("boolean", 16, 1000),
     ColumnKind.timestamp: _TIMESTAMPTZ,
     ColumnKind.uuid: _UUID,
+    ColumnKind.any_uuid: _UUID,
     ColumnKind.bytes: _BYTEA,
     ColumnKind.json: _JSONB,
 }
@@ -191,6 +194,7 @@ _COLUMN_OF: Final[Mapping[str, ColumnKind]] = {
     "date": ColumnKind.timestamp,
     "objectid": ColumnKind.objectid,
     "uuid": ColumnKind.uuid,
+    "any_uuid": ColumnKind.any_uuid,
     "binary": ColumnKind.bytes,
     "boolean": ColumnKind.boolean,
 }
@@ -198,14 +202,19 @@ _ORDER: Final = list(_COLUMN_OF)
 _NUMBERS: Final = {"int", "double", "decimal"}
 
 
-def decide_kind(counts: Mapping[str, int]) -> ColumnKind:
+def decide_kind(counts: Mapping[str, int], *, old_uuids: bool = False) -> ColumnKind:
     """The column for a field of which so many values of each kind (`bson.value_kind`) were seen.
 
     Numbers of several types share one numeric column, which is exact for all of them. Structured values need
     json, which can hold everything beside them. Other mixes take the most frequent kind; the rest goes to
-    `_warp_extra`. Nulls do not count; a field of nothing but nulls gets json.
+    `_warp_extra`. With `old_uuids` 16 bytes of binary subtype 3 are UUIDs too. Nulls do not count; a field of
+    nothing but nulls gets json.
     """
     seen = {kind: count for kind, count in counts.items() if kind != "null" and count > 0}
+    if old_uuids and seen.keys() & {"uuid", "old_uuid"}:
+        seen["any_uuid"] = seen.pop("uuid", 0) + seen.pop("old_uuid", 0)
+    elif "old_uuid" in seen:
+        seen["binary"] = seen.pop("old_uuid") + seen.get("binary", 0)
     if not seen or not seen.keys() <= _COLUMN_OF.keys():
         return ColumnKind.json
     if len(_NUMBERS & seen.keys()) > 1:

@@ -106,6 +106,7 @@ _VALUES: Final[Mapping[str, Callable[[Any], Any]]] = {
     ColumnKind.objectid.value: ObjectId,
     ColumnKind.timestamp.value: _timestamp,
     ColumnKind.uuid.value: _uuid,
+    ColumnKind.any_uuid.value: _uuid,
     ColumnKind.bytes.value: bytes,
     ColumnKind.json.value: from_ejson,
     KeyKind.int.value: _same_value,

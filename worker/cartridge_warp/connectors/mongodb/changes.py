@@ -10,7 +10,7 @@ from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 from pymongo.asynchronous.change_stream import AsyncDatabaseChangeStream
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import OperationFailure
+from pymongo.errors import OperationFailure, ProtocolError
 
 from cartridge_warp.config import UnitSettings
 from cartridge_warp.connectors.mongodb.cutter import Cutter
@@ -29,6 +29,7 @@ MAX_AWAIT_MS: Final = 400
 _EVENTS_PER_ANSWER: Final = 5000  # some servers give 101 at a time unless they are asked
 _SLIM_EVENTS: Final = 100
 _CLOSED_EARLY_PAUSE: Final = 1.0
+_ANSWER_TOO_LARGE: Final = "larger than server max message size"  # the driver's words: it has no code for this
 
 
 class Feed:
@@ -50,7 +51,7 @@ class Feed:
 
     async def check(self) -> None:
         """Open the stream once and read nothing, to learn what the server refuses."""
-        stream = await self._open(None, slim=False)
+        stream = await self._open(None, slim=0)
         await stream.close()
 
     async def batches(self, position: Position, present: Timestamp) -> AsyncGenerator[Batch, None]:
@@ -59,18 +60,17 @@ class Feed:
         _check_time(position, present)
         translator = Translator(self._settings, self._note)
         cutter = Cutter(self._settings, translator, self._sizes, self._note, position)
-        slim = False
+        slim = 0  # so many events are to be read without documents
         while True:
             with guard(self._doing):
                 try:
                     stream = await self._open(cutter.position, slim=slim)
-                except OperationFailure as exc:
-                    if not self._is_too_large(exc) or slim:
+                except (OperationFailure, ProtocolError) as exc:
+                    if slim or not (slim := self._without_documents(exc)):
                         raise
-                    slim = True
                     continue
             reader = Reader(stream, self._settings.max_batch_bytes)
-            cutter.attach(reader, self.fingerprint(), most=_SLIM_EVENTS if slim else None)
+            cutter.attach(reader, self.fingerprint(), most=slim or None)
             try:
                 while (batch := await self._next(cutter)) is not None:
                     yield batch
@@ -82,25 +82,32 @@ class Feed:
         with guard(self._doing):
             return await cutter.next()
 
-    async def _after(self, reader: Reader, cutter: Cutter, slim: bool) -> bool:
-        """What to do when a stream has ended: True when the next one must not carry documents."""
+    async def _after(self, reader: Reader, cutter: Cutter, slim: int) -> int:
+        """What to do when a stream has ended: how many events the next one must give without documents."""
         error = reader.error
         if error is None:
             if cutter.fruitless and reader.done:
                 await asyncio.sleep(_CLOSED_EARLY_PAUSE)  # a server that closes streams at once: do not spin
-            return False
-        if isinstance(error, OperationFailure):
-            if self._is_too_large(error) and not (slim and cutter.fruitless):
-                return True
-            if self.features.give_up(error) or self._restart_by_time(error, cutter):
-                return False
+            return 0
+        if (events := self._without_documents(error)) and not (slim and cutter.fruitless):
+            return events
+        if isinstance(error, OperationFailure) and (
+            self.features.give_up(error) or self._restart_by_time(error, cutter)
+        ):
+            return 0
         with guard(self._doing):
             raise error
 
-    def _is_too_large(self, error: OperationFailure) -> bool:
-        if error.code == TOO_LARGE:
+    def _without_documents(self, error: Exception) -> int:
+        """How many events must be read without documents after this error; 0 when it is about something else."""
+        if isinstance(error, OperationFailure) and error.code == TOO_LARGE:
             self._note("an event is larger than a message may be: its stretch is read without documents")
-        return error.code == TOO_LARGE
+            return _SLIM_EVENTS
+        if isinstance(error, ProtocolError) and _ANSWER_TOO_LARGE in str(error):
+            # A mongod ends an answer at 16 MB; a server that does not would fail in the same way for ever.
+            self._note("the server's answer is larger than a message may be: its events are read without documents")
+            return _EVENTS_PER_ANSWER
+        return 0
 
     def _restart_by_time(self, error: OperationFailure, cutter: Cutter) -> bool:
         """The filters have changed, and the token's event does not pass them any more: its time will do.
@@ -113,7 +120,7 @@ class Feed:
         cutter.restart_at_time()
         return True
 
-    async def _open(self, position: Position | None, *, slim: bool) -> AsyncDatabaseChangeStream[RawBSONDocument]:
+    async def _open(self, position: Position | None, *, slim: int) -> AsyncDatabaseChangeStream[RawBSONDocument]:
         while True:
             try:
                 return await self._watch(position, slim=slim)
@@ -125,7 +132,7 @@ class Feed:
                     raise
                 position = {**position, "token": None}
 
-    async def _watch(self, position: Position | None, *, slim: bool) -> AsyncDatabaseChangeStream[RawBSONDocument]:
+    async def _watch(self, position: Position | None, *, slim: int) -> AsyncDatabaseChangeStream[RawBSONDocument]:
         start: dict[str, Any] = {}
         if position is not None:
             token = position["token"]
@@ -135,7 +142,7 @@ class Feed:
                 # Never resumeAfter: it is refused behind an invalidate.
                 start["start_after"] = load_token(token)
         return await self._database.watch(
-            stages(self._settings, self.features, slim=slim),
+            stages(self._settings, self.features, slim=slim > 0),
             max_await_time_ms=MAX_AWAIT_MS,
             batch_size=_EVENTS_PER_ANSWER,
             show_expanded_events=True if self.features.expanded_events else None,

@@ -174,7 +174,8 @@ class Cutter:
         table.changes.append(item.change)
         if item.weight - item.size >= _LARGE_DOCUMENT:
             draft.fetched.add((item.table, identity(item.change.key)))
-        threshold = self._settings.table(item.table).stream_batch_size
+        settings = self._settings.table(item.table)
+        threshold = min(settings.stream_batch_size, settings.write_batch_size)
         # The threshold is what makes a batch worth a transaction. With as much again waiting, the destination
         # is behind, and larger batches let it catch up.
         if len(table.changes) >= threshold and len(self._reader) < threshold:

@@ -91,8 +91,10 @@ class Ranges:
 
     async def plan(self, table: str, parts: int) -> list[Bounds]:
         """At most `parts` ranges of about the same size. A small collection is one range."""
+        if parts < 2:
+            return [Bounds()]
         rows, _ = await statistics(self._database, table)
-        if rows < _WORTH_SPLITTING or parts < 2:
+        if rows < _WORTH_SPLITTING:
             return [Bounds()]
         ends = await self.ends(table)
         if len(ends) < 2:

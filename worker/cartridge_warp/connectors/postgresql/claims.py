@@ -159,9 +159,8 @@ async def _raise_epoch(target: PostgreSQLTarget, c: Connection) -> int:
         (target.instance, target.settings.mode),
     )
     for history, time, keep in (("workers", "heartbeat", 7), ("sync_runs", "started_at", 90), ("error_log", "at", 90)):
-        await c.execute(
-            m(f"DELETE FROM {{m}}.{history} WHERE target = {{t}} AND {time} < now() - interval '{keep} days'"), ()
-        )
+        old = "DELETE FROM {m}.{history} WHERE target = {t} AND {time} < now() - make_interval(days => %s)"
+        await c.execute(m(old, history=Identifier(history), time=Identifier(time)), (keep,))
     return int(row[0])
 
 

@@ -263,9 +263,7 @@ class Markers:
                 (part.lower, part.upper, part.after, table),
             )
 
-    async def release_chunks(
-        self, c: Connection, instance: uuid.UUID | None = None, table: str | None = None
-    ) -> None:
+    async def release_chunks(self, c: Connection, instance: uuid.UUID | None = None, table: str | None = None) -> None:
         """Open every claimed chunk again, or those of one worker and table: the old claims are void."""
         await c.execute(
             self.statements.m(

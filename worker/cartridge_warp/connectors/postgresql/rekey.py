@@ -70,6 +70,7 @@ async def _save(t: DataTransaction, before: TablePlan, change: str, **parts: Any
 async def _add_column(target: PostgreSQLTarget, table: str) -> TablePlan | None:
     """From here on every new write fills the new key too. None when the key is a hash already."""
     async with target.transaction([table]) as t:
+        await t.durable()
         plan = t.plan(table)
         if plan is None or not plan.native:
             return None
@@ -86,6 +87,7 @@ async def _fill(target: PostgreSQLTarget, table: str) -> None:
     last: tuple[str, ...] = ()
     while True:
         async with target.transaction([table]) as t:
+            await t.durable()
             plan = t.plan(table)
             if plan is None or not plan.native:
                 return
@@ -108,6 +110,7 @@ async def _build_index(target: PostgreSQLTarget, plan: TablePlan) -> None:
 
 async def _swap(target: PostgreSQLTarget, table: str) -> None:
     async with target.transaction([table]) as t:
+        await t.durable()
         plan = t.plan(table)
         if plan is None or not plan.native:
             return
@@ -128,6 +131,7 @@ async def _replay(target: PostgreSQLTarget, table: str) -> int:
     done = 0
     while True:
         async with target.transaction([table]) as t:
+            await t.durable()
             state = t.states[table]
             cursor = await t.c.execute(
                 target.statements.m(

@@ -72,7 +72,19 @@ def encode(plan: TablePlan | None, table: TableBatch, settings: UnitSettings) ->
     inside = bool(upserts) and upserts[0].key is KEY_IN_IMAGE
     keys = None if inside else [change.key for change in upserts]
     rows = encode_rows(used, images, [change.version for change in upserts], keys=keys)
+    if rows.lossy and not settings.error_handling.ignore_type_conversion_errors:
+        _set_aside(rows, table.table)
     return Prepared(plan, upserts, deletes, rows, rows.observed)
+
+
+def _set_aside(rows: EncodedRows, table: str) -> None:
+    """Turn rows with values that do not fit their columns into dead letters, as the settings ask."""
+    message = f"a value does not fit its column of {table}, and ignore_type_conversion_errors is false"
+    rows.rejected += [Rejected(rows.index[row], "conversion", message) for row in sorted(rows.lossy)]
+    kept = [row for row in range(len(rows.index)) if row not in rows.lossy]
+    rows.fields = [[column[row] for row in kept] for column in rows.fields]
+    rows.index = [rows.index[row] for row in kept]
+    rows.lossy = set()
 
 
 def _key(change: Change, field_: str | None) -> Any:

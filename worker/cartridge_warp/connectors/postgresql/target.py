@@ -14,7 +14,7 @@ from psycopg import AsyncConnection
 
 from cartridge_warp import __version__
 from cartridge_warp.config import UnitSettings
-from cartridge_warp.connectors.postgresql import claims, rekey
+from cartridge_warp.connectors.postgresql import claims, rekey, sweep
 from cartridge_warp.connectors.postgresql.errors import translate
 from cartridge_warp.connectors.postgresql.markers import Markers
 from cartridge_warp.connectors.postgresql.migrate import migrate
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from cartridge_warp.connectors.postgresql.destination import PostgreSQLDestinationConnector
 
 __all__ = ["PostgreSQLTarget"]
-
-SWEEP_PAGE = 5000
 
 
 class PostgreSQLTarget:
@@ -206,6 +204,7 @@ class PostgreSQLTarget:
     async def create_marker(self, stamp: Stamp) -> Marker:
         """Store the first position."""
         async with self.transaction([]) as t:
+            await t.durable()
             marker = await self.markers.create(t.c, stamp, self.identity, self.epoch)
         self._marker = marker
         return marker
@@ -213,6 +212,7 @@ class PostgreSQLTarget:
     async def restart_marker(self, stamp: Stamp, reason: str) -> Marker:
         """The position is lost: go on from `stamp`, with every table stale."""
         async with self.transaction([]) as t:
+            await t.durable()
             marker = await self.markers.restart(t.c, stamp, self.epoch, reason)
             await self.markers.log_error(t.c, "", "position_lost", reason)
         self._marker = marker
@@ -226,6 +226,7 @@ class PostgreSQLTarget:
     async def set_state(self, table: str, state: str, reason: str) -> None:
         """Set a table's state."""
         async with self.transaction([table]) as t:
+            await t.durable()
             await self.markers.register(t.c, table, state, None, reason)
             await self.markers.set_state(t.c, table, state, reason)
 
@@ -235,6 +236,7 @@ class PostgreSQLTarget:
         """A new generation with these chunks."""
         start = stamp.version + self.current_marker().version_offset
         async with self.transaction([table]) as t:
+            await t.durable()
             await self.markers.begin_snapshot(t.c, table, bounds, start, collection, reason)
 
     async def claim_chunk(self, table: str) -> Chunk | None:
@@ -246,6 +248,7 @@ class PostgreSQLTarget:
         """Mark a table as complete when no chunk of it is left. A chunk that this worker still holds has lost its
         reader (a commit of it was acknowledged, and then lost in a crash of the server): it is open again."""
         async with self.transaction([table], shared=False) as t:
+            await t.durable()
             complete = await self.markers.complete(t.c, table, generation)
             if not complete:
                 await self.markers.release_chunks(t.c, self.instance, table)
@@ -257,30 +260,8 @@ class PostgreSQLTarget:
             await self.markers.log_error(t.c, table, code, message)
 
     async def sweep(self, table: str) -> int:
-        """Remove what a finished snapshot did not see: pages in key order, each a fenced transaction under
-        the table's lock. A restart begins again at the first page, which then has nothing left to do, and so
-        does a table that moves to another key meanwhile. While a chunk is left nothing is removed."""
-        key, last, removed = "", None, 0
-        soft = self.settings.table(table).deletion_strategy == "soft"
-        while True:
-            async with self.transaction([table]) as t:
-                state = t.states[table]
-                if state.plan is None or state.start_version is None or state.state != "snapshotting":
-                    return removed
-                if state.open_chunks:
-                    return removed
-                if state.plan.key_column != key:
-                    key, last = state.plan.key_column, None
-                    await self.markers.supersede(t.c, table, state.start_version - 1)
-                first = () if last is None else (last,)
-                page = self.statements.page(state.plan, first=last is None)
-                end = await (await t.c.execute(page, (*first, SWEEP_PAGE))).fetchone()
-                if end is None:
-                    return removed
-                statement = self.statements.sweep(state.plan, first=last is None, soft=soft)
-                cursor = await t.c.execute(statement, (state.start_version, *first, end[0], "sweep"))
-                removed += cursor.rowcount
-                last = end[0]
+        """Remove what a finished snapshot did not see; returns how many rows."""
+        return await sweep.sweep(self, table)
 
     def connections(self) -> tuple[int, int]:
         """Connections of the whole pool: open, and in use."""

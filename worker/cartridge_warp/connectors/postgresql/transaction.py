@@ -63,6 +63,11 @@ class DataTransaction:
         """Read the tables' states and plans under the lock; the cache learns them too."""
         self._states |= await self.target.markers.states(self.c, tables)
 
+    async def durable(self) -> None:
+        """Let this commit wait for the disk. The stream notices by its marker when a crash of the server has taken
+        commits back; what prepares or ends a copy has no such mark."""
+        await self.c.execute("SET LOCAL synchronous_commit = on")
+
     def plan(self, table: str) -> TablePlan | None:
         """A table's structure as it is under the lock."""
         state = self._states.get(table)
