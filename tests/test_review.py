@@ -319,3 +319,21 @@ def test_uris_that_are_right() -> None:
     """What looks alike and is right passes."""
     for source in ("mongodb://h:1,i:2/db", "mongodb+srv://u:a%2Fb%40c@h/?appName=a@b", "mongodb://h/?x=a/b@c"):
         config_for(source, "postgresql:///db?host=/tmp&user=a@b", "s")
+
+
+async def test_a_collection_that_comes_back_after_the_listing(postgres: str) -> None:
+    """What the stream writes after the collections were listed is younger than any sweep that the list leads to."""
+    async with direct(postgres, settings()) as d:
+        await d.stream(upsert(1, {"_id": 1}))
+        await d.snapshot(t=[{"_id": 1}])
+        d.clock = 10
+        d.session.marker = await d.target.restart_marker(d.stamp(), "lost")
+
+        async def listed_as_gone() -> list[Any]:
+            await d.stream(upsert(12, {"_id": 2}))
+            d.clock = 20
+            return []
+
+        d.collections = listed_as_gone  # type: ignore[method-assign]
+        await d.snapshot()
+    assert rows(postgres, "SELECT _id FROM t") == [(2,)]

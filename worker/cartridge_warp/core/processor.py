@@ -60,6 +60,7 @@ class SchemaProcessor:
         self._target: Target | None = None
         self._opened = False
         self._lost = ""  # why everything must be copied again
+        self._named: set[str] = set()  # collections that cannot be mirrored and were reported
         self._records: RecordSource | None = None
         self._session: Session | SequentialSession | None = None
 
@@ -214,6 +215,7 @@ class SchemaProcessor:
             self._lost = ""
         session = Session(self.settings, unit, target, self.observer, self.budget, stop=self._stop, once=self.once)
         session.marker = marker
+        session.snapshotter.named = self._named
         self._session = session
         self.state = "running"
         await session.run()

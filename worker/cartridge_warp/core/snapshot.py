@@ -54,7 +54,7 @@ class Snapshotter:
         self.settings = session.settings
         self.idle = asyncio.Event()
         self._wake = asyncio.Event()
-        self._named: set[str] = set()  # collections that cannot be mirrored and were reported
+        self.named: set[str] = set()  # collections that cannot be mirrored and were reported
 
     def wake(self) -> None:
         """Some table's state has changed: look again."""
@@ -66,23 +66,25 @@ class Snapshotter:
     async def plan(self) -> None:
         """List the collections (after the stream's position is stored, so that whatever comes later comes by
         the stream) and begin what is missing."""
+        # Before the list is made: a sweep must spare what comes into a collection that the list does not hold.
+        start = await self.source.moment()
         found = {collection.name: collection for collection in await self.source.collections()}
         states = await self.target.tables()
         listed = {name: collection for name, collection in sorted(found.items()) if collection.reason is None}
-        for name in sorted(found.keys() - listed.keys() - self._named):
-            self._named.add(name)
+        for name in sorted(found.keys() - listed.keys() - self.named):
+            self.named.add(name)
             self._note(name, f"{name} is not mirrored: {found[name].reason}")
         for name, collection in listed.items():
-            await self._begin(name, collection, states.get(name))
+            await self._begin(name, collection, states.get(name), start)
         for name, state in sorted(states.items()):
             if not self.settings.wants(name):
                 if state.state != "excluded":
                     await self.target.set_state(name, "excluded", "left out by the filters")
             elif name not in listed and state.state in ("stale", "excluded"):
                 # It is gone from the source, or a view now, which could be read: the sweep without a copy settles it.
-                await self._begin(name, None, state)
+                await self._begin(name, None, state, start)
 
-    async def _begin(self, name: str, collection: Collection | None, state: TableState | None) -> None:
+    async def _begin(self, name: str, collection: Collection | None, state: TableState | None, start: Stamp) -> None:
         if state is not None and state.state not in ("stale", "excluded"):
             return
         settings = self.settings.table(name)
@@ -92,7 +94,7 @@ class Snapshotter:
         reason = state.reason or state.state if state else "first copy"
         parts = settings.max_parallel_streams * PARTS if settings.max_parallel_streams > 1 else 1
         bounds = await self.source.plan_chunks(name, parts) if collection else []
-        await self.target.begin_snapshot(name, bounds, await self.source.moment(), collection, reason)
+        await self.target.begin_snapshot(name, bounds, start, collection, reason)
 
     def _note(self, table: str, message: str) -> None:
         self.session.emit(Note, table=table, level="warning", message=message)
