@@ -24,8 +24,8 @@ SILENT = 30.0  # seconds of silence after which no lag is claimed any more: list
 async def beat(session: Session) -> None:
     """Heartbeat and lag until cancelled. A heartbeat also notices a take-over while nothing is written."""
     beats = 0
+    headroom: float | None = None  # told with every beat, or the metric would be there for one beat of ten
     while True:
-        headroom = None
         if beats % SLOW_BEAT == 0:
             await calibrate(session)
             headroom = await session.source.headroom_seconds(await session.target.marker() or session.marker)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from cartridge_warp.config import SchemaConfig, UnitSettings
@@ -27,6 +28,7 @@ Adapter = TypeVar("Adapter", bound=RecordSource)
 
 LONGEST_WAIT = 10.0  # seconds between tries while a server is away
 STANDBY_WAIT = 2.0
+HEARTBEAT = 5.0
 ONCE_TRIES = 5  # a single run does not wait for ever
 
 
@@ -116,6 +118,21 @@ class SchemaProcessor:
 
     async def _run(self) -> None:
         self._set_state("starting")
+        alive = asyncio.create_task(self._stay_alive())
+        try:
+            await self._attempts()
+        finally:
+            await end(alive)
+
+    async def _stay_alive(self) -> None:
+        """Heartbeats between sessions: a worker that waits for a server is not dead, nobody shall take over."""
+        while True:
+            await asyncio.sleep(HEARTBEAT)
+            if self._target is not None and self._opened and self.state == "retrying":
+                with suppress(WarpError):  # what is wrong shows when the next session begins
+                    await self._target.heartbeat(self.state, self.error)
+
+    async def _attempts(self) -> None:
         attempt = 0
         while not self._stop.is_set():
             try:
@@ -157,7 +174,11 @@ class SchemaProcessor:
         if error.policy in (Policy.STOP, Policy.DEAD_LETTER) or (self.once and attempt >= ONCE_TRIES):
             raise error
         delay = random.uniform(0, min(LONGEST_WAIT, 0.5 * 2**attempt))  # noqa: S311 (jitter, not a secret)
-        self._set_state("retrying", str(error))
+        self.error = str(error)
+        self._set_state("retrying", self.error)
+        if attempt == 1 and self._target is not None and self._opened:
+            with suppress(WarpError):  # it may be the destination itself that is away
+                await self._target.log_error("", error.code, self.error)
         self.emit(Failed, error_type=error.code, message=str(error), attempt=attempt, retry_in=delay)
         await self._pause(delay)
 

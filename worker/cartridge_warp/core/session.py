@@ -13,7 +13,7 @@ from typing import Any
 from cartridge_warp.config import UnitSettings
 from cartridge_warp.connectors.protocols import PlanChange, SourceUnit, TableState, Target, Transaction, Written
 from cartridge_warp.core.background import beat, calibrate, rekey
-from cartridge_warp.core.batch import Budget, batches
+from cartridge_warp.core.batch import IN_FLIGHT, Budget, batches
 from cartridge_warp.core.evolution import evolve
 from cartridge_warp.core.snapshot import Snapshotter
 from cartridge_warp.core.tasks import together
@@ -83,15 +83,16 @@ class Session:
     def report(self, written: Written) -> None:
         """Report what a transaction had to put aside."""
         for (table, class_), count in written.dead.items():
-            self.emit(DeadLettered, table=table, error_class=class_, count=count)
+            message = f"{count} documents of {table} wait in dead_letters, class {class_}"
+            self.emit(DeadLettered, table=table, error_class=class_, count=count, message=message)
         for (table, column), (count, first) in written.misfits.items():
             self.emit(Misfit, table=table, column=column, count=count, first=first)
         for table in written.rekey:
             self.rekeying.add(table)
 
     def parallel(self, table: str) -> int:
-        """How many chunks of a table are read at once: never all of the permits, the stream needs some."""
-        return max(1, min(self.settings.table(table).max_parallel_streams, 3))
+        """How many chunks of a table are read at once: more than may be in flight would only wait."""
+        return max(1, min(self.settings.table(table).max_parallel_streams, IN_FLIGHT))
 
     async def backoff(self, error: WarpError, table: str, attempt: int = 1) -> None:
         """Wait before the next try of what a lock has stopped."""

@@ -35,7 +35,8 @@ _REFUSED = {
     "28000": "check the user name and pg_hba.conf",
     "28P01": "check the password",
     "3D000": "create the database or correct the connection string",
-    "42501": "grant the missing privilege",
+    "42501": "grant the missing privilege (USAGE and CREATE on both schemas)",
+    "2BP01": "drop what depends on it (a foreign key or a view of your own) and start again",
     "0A000": "this server does not support what is needed",
 }
 _REFUSED_TEXTS = {  # libpq reports errors of the connection phase as text only
