@@ -29,6 +29,7 @@ def snapshot(stage: Stage, schema: str, name: str, rows: int) -> tuple[dict[str,
     with stage.database(name) as destination:
         began = time.monotonic()
         with stage.worker(destination, schema) as worker:
+            before = stage.cpu(worker)
             first = until(lambda: _copied(destination, schema), worker)
             cpu, there = stage.cpu(worker), _copied(destination, schema)
             ended = until(lambda: destination.complete(schema), worker)
@@ -39,6 +40,7 @@ def snapshot(stage: Stage, schema: str, name: str, rows: int) -> tuple[dict[str,
                 "rate": rows / (ended - began),
                 "rate_from_first_row": (rows - there) / (ended - first) if rows > there else None,
                 "start_to_first_row": first - began,
+                "start_cpu": {part: cpu[part] - before[part] for part in PARTS},
                 "peak_mb": peak_mb(worker),
                 "cpu_us": {part: 1e6 * (used[part] - cpu[part]) / max(1, rows - there) for part in PARTS},
             }
@@ -81,7 +83,10 @@ class Baseline:
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
             connection.execute(statements.create_table(self._plan))
             began = time.monotonic()
-            with connection.transaction(), connection.cursor() as cursor:
-                with cursor.copy(statements.copy(self._plan)) as copy:
-                    copy.write(self._buffer)
-            return self.rows / (time.monotonic() - began)
+            copy = statements.copy(self._plan)
+            with connection.transaction(), connection.cursor() as cursor, cursor.copy(copy) as stream:
+                stream.write(self._buffer)
+            seconds = time.monotonic() - began
+            if destination.one(f'SELECT count(*) FROM "{schema}".rows') != self.rows:
+                raise RuntimeError("not every row of the COPY arrived")
+            return self.rows / seconds

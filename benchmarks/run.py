@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -37,6 +38,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=200_000, help="documents of 200 bytes (default: %(default)s)")
     parser.add_argument("--repeat", type=int, default=3, help="copies and COPYs, in turn (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a few documents: only shows that everything works")
+    parser.add_argument(
+        "--oplog-entries", type=int, default=5_000_000, metavar="N", help="what the source keeps (default: %(default)s)"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="also copy each *.json of this folder, and compare")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     given = parser.parse_args()
@@ -44,6 +48,8 @@ def arguments() -> argparse.Namespace:
         given.rows, given.repeat = min(given.rows, 2000), 1
     if given.rows < 100 or given.repeat < 1:
         parser.error("--rows must be at least 100, and --repeat at least 1")
+    if given.oplog_entries < given.rows:
+        parser.error("--oplog-entries must be at least --rows: a backlog would be lost before it is read")
     return given
 
 
@@ -74,6 +80,9 @@ def middle(figures: list[dict[str, Any]], rates: list[float]) -> dict[str, Any]:
         "rate_from_first_row": steady,
         "ratio_from_first_row": steady / copy if steady else None,
         "start_to_first_row": statistics.median(figure["start_to_first_row"] for figure in figures),
+        "start_cpu": {
+            part: statistics.median(figure["start_cpu"][part] for figure in figures) for part in figures[0]["start_cpu"]
+        },
         "peak_mb": max(figure["peak_mb"] for figure in figures),
         "cpu_us": {
             part: statistics.median(figure["cpu_us"][part] for figure in figures) for part in figures[0]["cpu_us"]
@@ -83,7 +92,8 @@ def middle(figures: list[dict[str, Any]], rates: list[float]) -> dict[str, Any]:
 
 def changes(stage: Stage, writer: Writer, rows: int, *, quick: bool) -> dict[str, Any]:
     """Backlogs, full speed, latency, and the comparison of both ends after all of it."""
-    count, seconds = rows // 4, 1.0 if quick else 10.0
+    count, seconds = rows // 4, 0.3 if quick else 10.0
+    kinds = documents.KINDS[-1:] if quick else documents.KINDS
     result: dict[str, Any] = {"backlog": {}, "live": {}, "latency": {}}
     with stage.database("stream") as destination:
         with stage.worker(destination, SCHEMA) as worker:
@@ -91,14 +101,14 @@ def changes(stage: Stage, writer: Writer, rows: int, *, quick: bool) -> dict[str
             worker.stop_signal()
             worker.wait()
         streams = Streams(stage, writer, destination, SCHEMA, rows)
-        for kind in documents.KINDS:
+        for kind in kinds:
             result["backlog"][kind] = streams.backlog(kind, count)
         with stage.worker(destination, SCHEMA) as worker:
             until(lambda: worker.said("metrics and health"), worker)
-            result["idle_mb"] = streams.idle(worker, 1.0 if quick else 5.0)
+            result["idle_mb"] = streams.idle(worker, 0.3 if quick else 5.0)
             for rate in (100, 1000):
                 result["latency"][str(rate)] = streams.latency(worker, rate, seconds)
-            for kind in documents.KINDS:
+            for kind in kinds:
                 result["live"][kind] = streams.live(worker, kind, count)
             streams.end(worker)
         result["peak_mb"] = streams.peak_mb
@@ -113,14 +123,15 @@ def large(stage: Stage, writer: Writer, rows: int) -> dict[str, Any]:
         until(lambda: destination.complete(LARGE_SCHEMA), worker)
         copied = peak_mb(worker)
         writer.do("change_large", LARGE_SCHEMA, rows=rows, turn=0)
-        until(lambda: destination.has_row(LARGE_SCHEMA, documents.key(documents.LAST)), worker)
+        until(lambda: destination.has_row(LARGE_SCHEMA, documents.key(documents.LAST)), worker, seconds=600)
         return {"documents": rows, "peak_mb_copy": copied, "peak_mb": peak_mb(worker)}
 
 
 def measure(given: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
     """Everything, in one run."""
-    with Stage() as stage, Writer(stage.source.uri) as writer:
+    with Stage(given.oplog_entries) as stage, Writer(stage.source.uri) as writer:
         result: dict[str, Any] = {"rows": given.rows, "source": stage.software, "machine": machine()}
+        result |= {"quick": given.quick, "oplog_entries": given.oplog_entries}
         result["document_bytes"] = len(bson.encode(documents.small(0)))
         say(f"loading {given.rows} documents")
         writer.do("load", SCHEMA, rows=given.rows)
@@ -129,7 +140,7 @@ def measure(given: argparse.Namespace, say: Callable[[str], None]) -> dict[str, 
         say("streaming")
         result["stream"] = changes(stage, writer, given.rows, quick=given.quick)
         say("documents of 1 MB")
-        result["large"] = large(stage, writer, 8 if given.quick else 300)
+        result["large"] = large(stage, writer, 4 if given.quick else 300)
         if given.data is not None:
             say(f"the collections of {given.data}")
             result["data"] = samples(stage, given.data)
@@ -149,7 +160,7 @@ def main() -> int:
     except (RuntimeError, TimeoutError, OSError, PyMongoError) as error:
         print(f"error: the benchmark did not finish: {error}", file=sys.stderr)
         return 1
-    result["seconds"] = time.monotonic() - began
+    result |= {"seconds": time.monotonic() - began, "load_after": os.getloadavg()[0]}
     if given.json is not None:
         given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     show(result)

@@ -24,7 +24,7 @@ from warp_testing.process import WorkerProcess
 
 __all__ = ["METADATA", "Destination", "Stage", "machine", "peak_mb", "resident_mb", "until"]
 
-SOURCE_OPTIONS = ("--oplog-max-entries", "5000000", "--cache-size", "1G", "--log-level", "ERROR")
+SOURCE_OPTIONS = ("--cache-size", "1G", "--log-level", "ERROR")
 # As installed, but with room for the run's WAL: a forced checkpoint in one half of a comparison tells nothing.
 DESTINATION_SETTINGS = {"fsync": "on", "shared_buffers": "256MB", "max_wal_size": "8GB"}
 METADATA = "cartridge_warp_metadata"
@@ -34,10 +34,10 @@ _MB = 1_000_000
 class Stage:
     """Both servers, for the whole run. Use it as a context: what it started ends with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, oplog_entries: int) -> None:
         if program := os.environ.get("WARP_BENCH_MONGODB_SERVER"):
             servers.SECANTUS = program
-        self.source = servers.MongoServer(*SOURCE_OPTIONS)
+        self.source = servers.MongoServer("--oplog-max-entries", str(oplog_entries), *SOURCE_OPTIONS)
         self.destination = servers.PostgresServer(settings=DESTINATION_SETTINGS)
 
     def __enter__(self) -> Stage:

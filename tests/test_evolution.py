@@ -362,7 +362,7 @@ async def test_legacy_uuids_are_uuids_only_when_asked(mongo, postgres):
         replica = Replica(config)
         await replica.once()
         assert await replica.differences() == []
-        assert replica.query("SELECT DISTINCT pg_typeof("only")::text FROM things") == [(kind,)]
+        assert replica.query('SELECT DISTINCT pg_typeof("only")::text FROM things') == [(kind,)]
 
 
 async def test_rows_with_misfits_are_dead_letters_when_asked(mongo, postgres):

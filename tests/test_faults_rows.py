@@ -75,6 +75,7 @@ async def test_a_refused_row_is_a_dead_letter_and_nothing_else_is_held_up(mongo,
         # The row of dead_letters and the position that passes it were written by one transaction.
         together = "SELECT 1 FROM dead_letters d JOIN audit.commits c ON c.txid::text = d.xmin::text"
         assert replica.query(together) == [(1,)]
+        await until(lambda: replica.heard(DeadLettered))  # told after the commit
         assert [(event.error_class, event.count) for event in replica.heard(DeadLettered)] == [("23514", 1)]
         mongo.db.users.update_one({"_id": 251}, {"$set": {"age": 100}})
         await replica.settled()

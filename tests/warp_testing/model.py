@@ -121,7 +121,7 @@ class History:
             raise Broken(f"seed {self.seed}, {self.shape}: {self.violations}\n" + "\n".join(self.trace))
 
     async def _run(self) -> None:
-        for _ in range(self.rng.randint(0, 12)):
+        for _ in range(self.rng.randint(0, 20)):
             self._write()
         self.start()
         for _ in range(self.shape.steps):
@@ -175,7 +175,7 @@ class History:
     def _write(self) -> None:
         name = self.rng.choice(["a", "a", "a", "b", OUTSIDE])
         keys = sorted(self.source.documents(name), key=str)
-        how = self.rng.choices(["put", "update", "delete"], [5, 3, 3])[0]
+        how = self.rng.choices(["put", "update", "delete"], [4, 3, 4])[0]
         if how == "put" or not keys:
             key, image, op = self._key(), None, Op.UPSERT
             image = self._document(key)

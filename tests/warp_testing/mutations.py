@@ -112,7 +112,7 @@ def no_generation_check(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DataTransaction, "write_chunk", changed)
     edit_template(
         patch, "AND claim = %s AND generation = %s AND state = 'claimed' RETURNING",
-        "AND claim = %s AND %s IS NOT NULL RETURNING",
+        "AND claim = %s AND %s::bigint IS NOT NULL RETURNING",
     )  # fmt: skip
 
 
@@ -131,18 +131,20 @@ def no_table_lock(patch: pytest.MonkeyPatch) -> None:
 def no_claim_check(patch: pytest.MonkeyPatch) -> None:
     edit_template(
         patch, "AND claim = %s AND generation = %s AND state = 'claimed' RETURNING",
-        "AND %s IS NOT NULL AND generation = %s RETURNING",
+        "AND %s::uuid IS NOT NULL AND generation = %s RETURNING",
     )  # fmt: skip
 
 
 @mutation
 def no_fence(patch: pytest.MonkeyPatch) -> None:
-    edit_template(patch, "AND epoch = %s AND instance = %s FOR SHARE", "AND (%s, %s) IS NOT NULL FOR SHARE")
+    edit_template(
+        patch, "AND epoch = %s AND instance = %s FOR SHARE", "AND (%s::bigint, %s::uuid) IS NOT NULL FOR SHARE"
+    )
 
 
 @mutation
 def no_compare_and_set_of_the_marker(patch: pytest.MonkeyPatch) -> None:
-    edit_template(patch, "kind = 'stream' AND seq = %s", "kind = 'stream' AND %s IS NOT NULL")
+    edit_template(patch, "kind = 'stream' AND seq = %s", "kind = 'stream' AND %s::bigint IS NOT NULL")
 
 
 @mutation

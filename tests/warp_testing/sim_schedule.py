@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import psycopg
 import pytest
@@ -37,8 +38,8 @@ LOCK_WAIT = "40ms"
 class Gate:
     """A place where some task waits to be let go."""
 
-    def __init__(self, worker: Worker, label: str) -> None:
-        self.worker, self.label = worker, label
+    def __init__(self, worker: Worker, label: str, weight: float) -> None:
+        self.worker, self.label, self.weight = worker, label, weight
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -49,6 +50,7 @@ class Schedule:
         self.rng = rng
         self.gates: list[Gate] = []
         self.workers: list[Worker] = []
+        self.speeds: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
         self.density = 0.5
         self.open = False
         self.waits: set[object] = set()  # statements under way
@@ -66,7 +68,7 @@ class Schedule:
             return
         if not (always or worker.frozen or self.rng.random() < self.density):
             return
-        gate = Gate(worker, label)
+        gate = Gate(worker, label, self._speed() * (0.1 if label in IDLE else 1.0))
         self.gates.append(gate)
         try:
             await gate.future
@@ -81,7 +83,15 @@ class Schedule:
         gates = self.eligible()
         if not gates:
             return None
-        return self.rng.choices(gates, [0.1 if gate.label in IDLE else 1.0 for gate in gates])[0]
+        return self.rng.choices(gates, [gate.weight for gate in gates])[0]
+
+    def _speed(self) -> float:
+        """How fast the present task goes on: equal speeds would seldom let one overtake another by far."""
+        task = asyncio.current_task()
+        assert task is not None
+        if task not in self.speeds or self.rng.random() < 0.05:
+            self.speeds[task] = self.rng.choice([0.02, 0.3, 1.0, 5.0])
+        return self.speeds[task]
 
     def open_all(self) -> None:
         self.open = True

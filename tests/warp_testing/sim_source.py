@@ -90,7 +90,6 @@ class SimSource:
         self._transactions = itertools.count(1)
         self._transaction: int | None = None
 
-
     # -- what exists ----------------------------------------------------------------------------------
 
     def collection(self, name: str, time: int | None = None) -> SimCollection | None:

@@ -96,9 +96,9 @@ class Markers:
         cursor = await c.execute(
             self.statements.m(
                 "UPDATE {m}.sync_markers s SET position = %(position)s, seq = seq + 1, epoch = %(epoch)s,"
-                " source_time = %(time)s, updated_at = now(), version_offset = greatest(version_offset,"
-                " (SELECT greatest(s.version, coalesce(max(greatest(t.stamp, t.tombstone)), s.version))"
-                "  FROM {m}.tables t WHERE t.target = {t}) - %(version)s + 1)"
+                " source_time = %(time)s, updated_at = now(), version_offset = greatest(version_offset::numeric,"
+                " (SELECT greatest(s.version, coalesce(max(greatest(t.stamp, t.tombstone)), s.version))::numeric"
+                "  FROM {m}.tables t WHERE t.target = {t}) - %(version)s::numeric + 1)::bigint"
                 " WHERE target = {t} AND \"table\" = '' AND kind = 'stream'"
                 " RETURNING position, seq, version_offset, source_time"
             ),
