@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from warp_testing.model import History
 
 HISTORIES = int(os.environ.get("WARP_MODEL_HISTORIES", "240"))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from warp_testing.mongodb import changes_of, follow, notes_of, open_unit, rows
-
 from cartridge_warp.records import Op
+from warp_testing.mongodb import changes_of, follow, notes_of, open_unit, rows
 
 
 async def test_an_answer_too_large_for_the_driver_is_read_without_documents(mongo):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from warp_testing.replica import Replica, config_for
 
 

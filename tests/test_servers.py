@@ -1,6 +1,7 @@
 """The servers that all other tests stand on."""
 
 import psycopg
+
 from warp_testing.servers import PostgresServer
 
 

@@ -95,9 +95,7 @@ class JsonlDestination(BaseDestinationConnector):
         try:
             return json.loads(path.read_bytes()) if path.exists() else {}
         except ValueError as error:
-            raise DestinationRefused(
-                f"destination 'jsonl': {path} is damaged; restore or remove it"
-            ) from error
+            raise DestinationRefused(f"destination 'jsonl': {path} is damaged; restore or remove it") from error
 
     def _folder(self, schema):
         if not self.folder.is_dir():  # else an unmounted folder would look like one that was never written
@@ -125,9 +123,7 @@ class JsonlDestination(BaseDestinationConnector):
 
 def _line(record):
     if "_deleted" in record.data:
-        raise RowError(
-            f"table '{record.table_name}': destination 'jsonl' needs the field name '_deleted' itself"
-        )
+        raise RowError(f"table '{record.table_name}': destination 'jsonl' needs the field name '_deleted' itself")
     key = dict(record.primary_key_values)
     row = key | ({"_deleted": True} if record.operation is OperationType.DELETE else dict(record.data))
     return json.dumps(row, default=_text).encode() + b"\n"

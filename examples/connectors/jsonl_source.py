@@ -106,9 +106,7 @@ class JsonlSource(BaseSourceConnector):
         row = {self.key: ""}
         for line, after in islice(_lines(path, 0), 100):
             row |= self._record(path, line, after).data
-        columns = [
-            ColumnDefinition(name, KINDS.get(type(value), ColumnType.JSON)) for name, value in row.items()
-        ]
+        columns = [ColumnDefinition(name, KINDS.get(type(value), ColumnType.JSON)) for name, value in row.items()]
         return TableSchema(path.stem, columns, [self.key])
 
 

@@ -67,9 +67,7 @@ class Maker:
 
     def object_id(self, seconds: int) -> ObjectId:
         self.count += 1
-        return ObjectId(
-            seconds.to_bytes(4, "big") + bytes.fromhex("5eedda7a00") + self.count.to_bytes(3, "big")
-        )
+        return ObjectId(seconds.to_bytes(4, "big") + bytes.fromhex("5eedda7a00") + self.count.to_bytes(3, "big"))
 
     def uuid(self) -> Binary:
         raw = bytearray(self.chance.randbytes(16))
@@ -128,9 +126,7 @@ def products(make: Maker) -> Iterator[Document]:
         }
         if make.often(0.2):
             percent = make.chance.randrange(5, 40)
-            document["discount"] = (
-                percent if number < 100 else {"percent": percent, "until": date(START + YEAR)}
-            )
+            document["discount"] = percent if number < 100 else {"percent": percent, "until": date(START + YEAR)}
         if make.often(0.1):
             document['label "shelf" name'] = f"{look[:1]}.{number}"
         yield document
@@ -156,9 +152,7 @@ def orders(make: Maker) -> Iterator[Document]:
             "total": make.price(),
         }
         if make.often(0.1):
-            document["note"] = (
-                "leave at the door\nthank you" if number < 400 else {"text": "ring twice", "lang": "en"}
-            )
+            document["note"] = "leave at the door\nthank you" if number < 400 else {"text": "ring twice", "lang": "en"}
         if number >= 460:
             document["channel"] = make.pick(["web", "phone", "counter"])
         yield document
