@@ -43,21 +43,21 @@ class Shape:
     keys: int = 8
     mixed: bool = False  # keys of a second type appear
     readers: int = 2
-    density: float = 0.4
+    density: float = 0.1
     ends: float = 1.0  # how often workers end or positions are lost, as a factor
 
 
 def shape_of(rng: random.Random) -> Shape:
     return Shape(
-        steps=rng.choice([60, 120, 200]),
+        steps=rng.choice([80, 160, 240]),
         tempo=rng.choice([0.6, 0.75, 0.85]),
         soft=rng.random() < 0.35,
         uuids=rng.random() < 0.8,
         keys=rng.choice([3, 8, 8]),
         mixed=rng.random() < 0.4,
         readers=rng.choice([1, 2, 3]),
-        density=rng.choice([0.15, 0.4, 0.8]),
-        ends=rng.choice([0.0, 1.0, 2.0]),
+        density=rng.choice([0.03, 0.1, 0.3]),
+        ends=rng.choice([0.0, 0.5, 1.5]),
     )
 
 
@@ -144,6 +144,7 @@ class History:
             (self._write, 60.0),
             (self._transaction, 6.0),
             (self.source.noop, 3.0),
+            (self._race, 12.0),
             (self._barrier, 4.0),
             (self._kill, 2.0 * ends),
             (self._freeze, 2.0 * ends),
@@ -174,8 +175,19 @@ class History:
 
     def _write(self) -> None:
         name = self.rng.choice(["a", "a", "a", "b", OUTSIDE])
-        keys = sorted(self.source.documents(name), key=str)
-        how = self.rng.choices(["put", "update", "delete"], [4, 3, 4])[0]
+        self._change(name, sorted(self.source.documents(name), key=str))
+
+    def _race(self) -> None:
+        """Change what a chunk has just read, and let its reader be slow."""
+        name, keys = self.source.latest_page
+        there = self.source.documents(name)
+        self._change(name, [key for key in keys if key in there], race=True)
+        self.schedule.hold("chunk was read")
+
+    def _change(self, name: str, keys: list[Any], *, race: bool = False) -> None:
+        how = self.rng.choices(["put", "update", "delete"], [1, 3, 6] if race else [4, 3, 4])[0]
+        if race and not keys:
+            return
         if how == "put" or not keys:
             key, image, op = self._key(), None, Op.UPSERT
             image = self._document(key)

@@ -66,7 +66,7 @@ class Schedule:
             if label in IDLE:
                 await asyncio.sleep(0.002)
             return
-        if not (always or worker.frozen or self.rng.random() < self.density):
+        if not (always or worker.frozen or self.rng.random() < self._chance(worker, label)):
             return
         gate = Gate(worker, label, self._speed() * (0.1 if label in IDLE else 1.0))
         self.gates.append(gate)
@@ -74,6 +74,12 @@ class Schedule:
             await gate.future
         finally:
             self.gates.remove(gate)
+
+    def _chance(self, worker: Worker, label: str) -> float:
+        """How likely a task stops here: rarely before the worker has its epoch, and within a transaction less often
+        than between two."""
+        chance = self.density if label == "statement" else 0.3 + 0.7 * self.density
+        return chance if worker.epoch else 0.1 * chance
 
     def eligible(self) -> list[Gate]:
         return [gate for gate in self.gates if not gate.worker.frozen and not gate.future.done()]
@@ -92,6 +98,12 @@ class Schedule:
         if task not in self.speeds or self.rng.random() < 0.05:
             self.speeds[task] = self.rng.choice([0.02, 0.3, 1.0, 5.0])
         return self.speeds[task]
+
+    def hold(self, label: str) -> None:
+        """Let those that wait at such a gate stay there for long."""
+        for gate in self.gates:
+            if gate.label == label:
+                gate.weight = 0.01
 
     def open_all(self) -> None:
         self.open = True
@@ -159,7 +171,7 @@ class Wire:
             finally:
                 worker.schedule.released()
         begins = query is worker.begin_statement
-        await worker.schedule.pass_gate(worker, "begin" if begins else "statement", always=begins)
+        await worker.schedule.pass_gate(worker, "begin" if begins else "statement")
         if query == "SET LOCAL synchronous_commit = on":
             self._durable = True
         if begins:
@@ -171,9 +183,10 @@ class Wire:
     async def _commit(self) -> Any:
         worker = self._worker
         await worker.schedule.pass_gate(worker, "commit")
-        fault, worker.fault = worker.fault, ""
+        fault = worker.fault
         if fault == "commit lost" and (self._durable or worker.inside > 1):
-            fault = ""  # it cannot happen, or others would notice
+            fault = ""  # it cannot happen, or others would notice: later, then
+        worker.fault = worker.fault if fault != worker.fault else ""
         worker.log(f"commit{' ' + fault if fault else ''}")
         done: Any = await self._c.execute("ROLLBACK" if fault == "commit lost" else "COMMIT")
         worker.schedule.released()

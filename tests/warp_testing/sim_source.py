@@ -85,6 +85,7 @@ class SimSource:
         self.era = 0
         self.oplog: list[Event] = []
         self.lost = 0  # events before this index are gone
+        self.latest_page: tuple[str, list[Any]] = ("a", [])
         self.names: dict[str, list[tuple[int, SimCollection | None]]] = {}
         self._uuids = itertools.count(1)
         self._transactions = itertools.count(1)
@@ -291,6 +292,7 @@ class SimUnit:
         await self.gate("read chunk")
         self._check(stamp.position["era"])
         page = self.source.read(table, bounds, stamp.version - BASE, rows)
+        self.source.latest_page = (table, [document["_id"] for document in page.documents])
         await self.gate("chunk was read")
         self._check(stamp.position["era"])
         return page

@@ -230,7 +230,11 @@ class SchemaProcessor:
         else:
             await target.open(await unit.identity(), take_over=self.take_over)
             self._opened = True
-        marker = await target.marker() or await target.create_marker(await unit.now())
+        marker = await target.marker()
+        if marker is None:
+            if await target.tables():
+                self._lost = self._lost or "the stored position is missing"
+            marker = await target.create_marker(await unit.now())
         if self._lost:
             marker = await target.restart_marker(await unit.now(), self._lost)
             self._lost = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import socket
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -39,6 +40,7 @@ class PostgreSQLTarget:
         self.destination = destination
         self.settings = settings
         self.name = settings.target
+        self.config_hash = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
         self.statements = Statements(settings.metadata_schema, settings.target)
         self.markers = Markers(self.statements)
         self.instance = destination.instance
@@ -121,13 +123,15 @@ class PostgreSQLTarget:
             assert self._watch is not None
             await self._watch.execute(
                 self.statements.m(
-                    "INSERT INTO {m}.workers (target, instance, epoch, state, detail, version, host, lag_seconds)"
-                    " VALUES ({t}, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (target, instance) DO UPDATE SET"
+                    "INSERT INTO {m}.workers"
+                    " (target, instance, epoch, state, detail, version, host, lag_seconds, config_hash)"
+                    " VALUES ({t}, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (target, instance) DO UPDATE SET"
                     " state = excluded.state, detail = excluded.detail, lag_seconds = excluded.lag_seconds,"
                     " epoch = excluded.epoch, heartbeat = now()"
                 ),
-                (self.instance, self.epoch, state, detail, __version__, socket.gethostname(), lag_seconds),
-            )
+                (self.instance, self.epoch, state, detail, __version__, socket.gethostname(), lag_seconds,
+                 self.config_hash),
+            )  # fmt: skip
             held = await self._watch.execute(
                 self.statements.m("SELECT 1 FROM {m}.fence WHERE target = {t} AND epoch = %s AND instance = %s"),
                 self.fence,
