@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["beat", "calibrate", "rekey"]
 
 HEARTBEAT = 5.0  # seconds; a worker counts as dead after 20
-SLOW_BEAT = 10  # every so many beats the source is asked for its clock and its oplog
+SLOW_BEAT = 10  # every so many beats the source is asked for its clock
+OPLOG_BEAT = 60  # and for its oldest change, which not every server finds at once
 UNHEARD = 10.0  # seconds of silence after which the lag is at least that silence
 SILENT = 30.0  # seconds of silence after which no lag is claimed any more: listeners see that nothing moves
 
@@ -24,10 +25,11 @@ SILENT = 30.0  # seconds of silence after which no lag is claimed any more: list
 async def beat(session: Session) -> None:
     """Heartbeat and lag until cancelled. A heartbeat also notices a take-over while nothing is written."""
     beats = 0
-    headroom: float | None = None  # told with every beat, or the metric would be there for one beat of ten
+    headroom: float | None = None  # told with every beat, or the metric would come and go
     while True:
         if beats % SLOW_BEAT == 0:
             await calibrate(session)
+        if beats % OPLOG_BEAT == 0:
             headroom = await session.source.headroom_seconds(await session.target.marker() or session.marker)
         silence = _update_lag(session)
         state = "streaming" if session.snapshotter.idle.is_set() else "snapshotting"

@@ -89,7 +89,8 @@ async def is_missing(database: AsyncDatabase[Any]) -> bool:
 
 async def oldest_change(client: Client) -> Timestamp | None:
     """The time of the oldest entry of the oplog; None where this user or a mongos does not show it."""
-    oldest = await _read_one(client.local["oplog.rs"], {}, sort=[("$natural", 1)], projection={"ts": 1})
+    # A capped collection without a sort is read in the order of insertion; a sort makes some servers read all of it.
+    oldest = await _read_one(client.local["oplog.rs"], {}, projection={"ts": 1})
     return None if oldest is None else oldest["ts"]
 
 
