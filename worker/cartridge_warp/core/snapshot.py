@@ -113,6 +113,7 @@ class Snapshotter:
             waiting = [name for name, state in sorted(states.items()) if state.state == "snapshotting"]
             if not waiting:
                 self.idle.set()
+                self.session.set_state("streaming")
                 await self._wake.wait()
             for name in waiting:
                 await self._table(name, states[name])
