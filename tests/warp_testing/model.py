@@ -49,11 +49,11 @@ class Shape:
 
 def shape_of(rng: random.Random) -> Shape:
     return Shape(
-        steps=rng.choice([80, 160, 240]),
+        steps=rng.choice([60, 120, 180]),
         tempo=rng.choice([0.6, 0.75, 0.85]),
         soft=rng.random() < 0.35,
         uuids=rng.random() < 0.8,
-        keys=rng.choice([3, 8, 8]),
+        keys=rng.choice([3, 6, 10]),
         mixed=rng.random() < 0.4,
         readers=rng.choice([1, 2, 3]),
         density=rng.choice([0.03, 0.1, 0.3]),
@@ -96,12 +96,13 @@ class History:
                 table_blacklist=[OUTSIDE],
                 deletion_strategy="soft" if self.shape.soft else "hard",
                 max_parallel_streams=self.shape.readers,
-                full_load_batch_size=self.rng.choice([1, 2, 5]),
+                full_load_batch_size=self.rng.choice([1, 3, 6]),
             )
         )
         self.worker: Worker | None = None
         self.sleepers: list[Worker] = []
         self.counter = 0
+        self.burst = 0  # steps for which the source is quiet
 
     def log(self, text: str) -> None:
         self.trace.append(text)
@@ -121,7 +122,7 @@ class History:
             raise Broken(f"seed {self.seed}, {self.shape}: {self.violations}\n" + "\n".join(self.trace))
 
     async def _run(self) -> None:
-        for _ in range(self.rng.randint(0, 20)):
+        for _ in range(self.rng.randint(0, 30)):
             self._write()
         self.start()
         for _ in range(self.shape.steps):
@@ -132,7 +133,8 @@ class History:
         await self.drain()
 
     async def _step(self) -> None:
-        if self.rng.random() < self.shape.tempo:
+        self.burst -= 1
+        if self.burst > 0 or self.rng.random() < self.shape.tempo:
             gate = self.schedule.pick()
             if gate is not None:
                 self.log(f"  w{gate.worker.number} > {gate.label}")
@@ -141,17 +143,17 @@ class History:
             await asyncio.sleep(0.01)  # all wait for a frozen one's locks, until the server ends its session
         ends = self.shape.ends
         action, weights = zip(
-            (self._write, 60.0),
+            (self._write, 45.0),
             (self._transaction, 6.0),
             (self.source.noop, 3.0),
-            (self._race, 12.0),
+            (self._race, 25.0),
             (self._barrier, 4.0),
             (self._kill, 2.0 * ends),
             (self._freeze, 2.0 * ends),
             (self._wake, 2.0 * ends),
             (self._trim, 1.0 * ends),
             (self._restore, 0.5 * ends),
-            (self._fault, 3.0 * ends),
+            (self._fault, 6.0 * ends),
             (self._cut, 1.0 * ends),
             strict=True,
         )
@@ -183,6 +185,7 @@ class History:
         there = self.source.documents(name)
         self._change(name, [key for key in keys if key in there], race=True)
         self.schedule.hold("chunk was read")
+        self.burst = self.rng.choice([0, 10, 25])
 
     def _change(self, name: str, keys: list[Any], *, race: bool = False) -> None:
         how = self.rng.choices(["put", "update", "delete"], [1, 3, 6] if race else [4, 3, 4])[0]

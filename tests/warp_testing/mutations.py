@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from cartridge_warp.connectors.postgresql.rows import RowWriter
 from cartridge_warp.connectors.postgresql.sql import Statements
 from cartridge_warp.connectors.postgresql.target import PostgreSQLTarget
 from cartridge_warp.connectors.postgresql.transaction import DataTransaction
+from cartridge_warp.core.session import Session
 from cartridge_warp.records import SMALLEST_VERSION
 from warp_testing.sim_source import SimSource
 
@@ -59,6 +62,8 @@ def edit_method(patch: pytest.MonkeyPatch, owner: type, name: str, old: str, new
 
 def edit_template(patch: pytest.MonkeyPatch, old: str, new: str) -> None:
     """Edit a statement on the metadata, wherever it is composed."""
+    folder = Path(inspect.getfile(Statements)).parent
+    assert sum(old in path.read_text() for path in folder.glob("*.py")) == 1, f"{old!r} is not in exactly one module"
     plain = Statements.m
 
     def changed(self: Statements, text: str, **parts: Any) -> Any:
@@ -152,8 +157,9 @@ def no_encoding_again(patch: pytest.MonkeyPatch) -> None:
     plain = DataTransaction._current
 
     async def changed(self: DataTransaction, table: Any) -> Any:
-        if table.prepared is not None and table.prepared.version > 0:
-            return table.prepared
+        prepared = table.prepared
+        if prepared is not None and prepared.version > 0 and not prepared.observed.fields:
+            return prepared  # it brings nothing new
         return await plain(self, table)
 
     patch.setattr(DataTransaction, "_current", changed)
@@ -195,7 +201,7 @@ def no_rows_removed_by_a_barrier(patch: pytest.MonkeyPatch) -> None:
 
 @mutation
 def no_version_offset(patch: pytest.MonkeyPatch) -> None:
-    edit_template(patch, "version_offset = greatest(version_offset,", "version_offset = least(0::bigint,")
+    edit_template(patch, "version_offset = greatest(version_offset::numeric,", "version_offset = least(0,")
 
 
 @mutation
@@ -215,21 +221,51 @@ def no_old_dead_letter_settled_by_a_sweep(patch: pytest.MonkeyPatch) -> None:
 
 
 @mutation
-def sweep_while_a_chunk_is_left(patch: pytest.MonkeyPatch) -> None:
-    from cartridge_warp.connectors.postgresql import sweep as module
-
-    plain = module.sweep
-
-    async def changed(target: Any, table: str) -> int:
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(Markers, "states", _without_chunks(Markers.states))
-            return await plain(target, table)
-
-    patch.setattr(module, "sweep", changed)
+def no_look_for_chunks_before_a_sweep(patch: pytest.MonkeyPatch) -> None:
+    see_states(patch, open_chunks=False)
+    edit_template(
+        patch, "AND NOT EXISTS (SELECT FROM {m}.snapshot_chunks c", "OR NOT EXISTS (SELECT FROM {m}.snapshot_chunks c"
+    )
 
 
-def _without_chunks(plain: Any) -> Any:
+@mutation
+def no_chunk_without_reader_is_opened(patch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: Any) -> None:
+        """Opens no chunk."""
+
+    patch.setattr(Markers, "release_chunks", nothing)
+
+
+@mutation
+def no_void_at_equal_time(patch: pytest.MonkeyPatch) -> None:
+    """A chunk at the very time of a barrier counts as older than it."""
+    plain = Markers.states
+
     async def changed(self: Markers, *arguments: Any) -> Any:
-        return {name: replace(state, open_chunks=False) for name, state in (await plain(self, *arguments)).items()}
+        found = await plain(self, *arguments)
+        return {name: replace(state, tombstone=state.tombstone + 1) for name, state in found.items()}
 
-    return changed
+    patch.setattr(Markers, "states", changed)
+
+
+@mutation
+def no_copy_of_an_unknown_name(patch: pytest.MonkeyPatch) -> None:
+    plain = Session._tables
+
+    async def changed(self: Session, batch: Any) -> Any:
+        known = await self.target.tables()
+        return [name for name in await plain(self, batch) if batch.barrier is None or name in known]
+
+    async def nothing(*_: Any, **__: Any) -> None:
+        """Registers no table."""
+
+    patch.setattr(Session, "_tables", changed)
+    patch.setattr(DataTransaction, "register", nothing)
+
+
+@mutation
+def no_copy_after_resharding(patch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: Any) -> None:
+        """Leaves the table as it is."""
+
+    patch.setattr(DataTransaction, "_copy_again", nothing)

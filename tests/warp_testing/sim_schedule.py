@@ -100,10 +100,12 @@ class Schedule:
         return self.speeds[task]
 
     def hold(self, label: str) -> None:
-        """Let those that wait at such a gate stay there for long."""
+        """Let those that wait at such a gate stay there for long, and the others go on."""
         for gate in self.gates:
             if gate.label == label:
-                gate.weight = 0.01
+                gate.weight = 0.003
+            elif gate.label not in IDLE:
+                gate.weight = max(gate.weight, 1.0)
 
     def open_all(self) -> None:
         self.open = True

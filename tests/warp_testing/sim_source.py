@@ -208,8 +208,7 @@ class SimSource:
 
     def read(self, name: str, bounds: Bounds, stamp: int, rows: int) -> ChunkPage:
         """Documents of a range, each as of some time from the stamp to now, later keys at later times."""
-        oldest = stamp if self.honest else max(1, stamp - 6)
-        time = self.rng.randint(oldest, self.time)
+        time = self.rng.randint(stamp, self.time) if self.honest else max(1, stamp - 6)
         found = self.collection(name, time)
         if found is None:
             return ChunkPage([], None)
@@ -217,7 +216,7 @@ class SimSource:
         last = min([self.time, *(start - 1 for start in gone)])
         documents: list[Doc] = []
         for key in sorted((key for key in found.states if _inside(key, bounds)), key=order):
-            time = self.rng.randint(time, last) if self.rng.random() < 0.5 else time
+            time = self.rng.randint(time, last) if self.honest and self.rng.random() < 0.5 else time
             document = found.at(key, time)
             if document is None:
                 continue
@@ -320,9 +319,12 @@ class SimUnit:
             yield batch
 
     def _cut(self, era: int, at: int) -> tuple[Batch, int]:
-        """The next few events; a barrier alone; a transaction whole, but now and then cut as a large one is."""
+        """The next few events; a transaction whole, but now and then cut as a large one is."""
+        return self.take(era, at, at + self.source.rng.randint(1, 6), whole=self.source.rng.random() < 0.8)
+
+    def take(self, era: int, at: int, limit: int, *, whole: bool = True) -> tuple[Batch, int]:
+        """Events from index `at` on, up to `limit`; a barrier alone."""
         source, start = self.source, at
-        limit, whole = at + source.rng.randint(1, 6), source.rng.random() < 0.8
         tables: dict[str, TableBatch] = {}
         barrier = None
         while at < len(source.oplog):
